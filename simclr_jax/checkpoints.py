@@ -1,0 +1,151 @@
+"""Checkpoints of a run, with Orbax; the only file that knows its names."""
+
+import errno
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from simclr_jax.errors import UserError
+
+_logger = logging.getLogger("simclr_jax")
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the newest few, and the best by a metric."""
+
+    def __init__(self, folder: pathlib.Path, *, keep: int, best_metric: str):
+        """Opens `folder`, creating it if need be.
+
+        Args:
+          folder: where they lie, one subfolder a step.
+          keep: how many of the newest stay.
+          best_metric: the checkpoint with the highest value of it (of a `loss` or `rank`, the lowest)
+            stays too.
+        """
+        self._folder = folder
+        self._best_metric = best_metric
+        policies = ocp.training.preservation_policies
+        lower_is_better = best_metric.endswith(("loss", "rank"))
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[best_metric],
+                        reverse=lower_is_better,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest finished checkpoint, if there is one."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any, *, seconds: float, metrics: Mapping[str, float]) -> None:
+        """Writes `state` as the checkpoint of `step`, aside first and then moved into place.
+
+        Args:
+          step: steps done.
+          state: pytree of arrays.
+          seconds: time trained so far, over all interruptions.
+          metrics: what is known at this step; the best-metric is looked up here.
+
+        Raises:
+          UserError: if the disk is full or the folder cannot be written. Earlier checkpoints stand.
+        """
+        if self.latest_step == step:
+            return
+        known = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
+        try:
+            self._checkpointer.save_checkpointables(
+                step,
+                {"state": state, "clock": {"seconds": np.float64(seconds)}},
+                metrics=known,
+                force=True,
+            )
+        except Exception as error:
+            reason = _disk_trouble(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; the last "
+                f"good one is of step {self.latest_step}. Make room and run the same command again"
+            ) from error
+
+    def restore(self, state: Any) -> tuple[Any, float] | None:
+        """The newest readable checkpoint as (state, seconds); None where there is none.
+
+        Args:
+          state: a state of the same structure, whose shapes, dtypes and shardings the result has.
+
+        A damaged checkpoint is named in a warning and set aside as `damaged-<step>`, and the one before
+        it is tried.
+
+        Raises:
+          UserError: if there are checkpoints but none can be read.
+        """
+        steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
+        abstract = {
+            "state": jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            ),
+            "clock": {"seconds": np.float64(0)},
+        }
+        for step in steps:
+            try:
+                loaded = self._checkpointer.load_checkpointables(step, abstract)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0][:200]
+                _logger.warning(
+                    "the checkpoint of step %d is damaged (%s: %s); set aside as damaged-%d",
+                    step,
+                    type(error).__name__,
+                    reason,
+                    step,
+                )
+                self._set_aside(step)
+                continue
+            return loaded["state"], float(loaded["clock"]["seconds"])
+        if steps:
+            raise UserError(
+                f"none of the checkpoints in {self._folder} can be read (steps {steps}); "
+                "start again in another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Finishes what is being written."""
+        self._checkpointer.close()
+
+    def _set_aside(self, step: int) -> None:
+        source = self._folder / str(step)
+        target = self._folder / f"damaged-{step}"
+        if source.exists() and not target.exists():
+            source.rename(target)
+        self._checkpointer.reload()
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, if that is what `error` or a cause of it says."""
+    texts = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+    texts |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "the folder is not writable")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in texts:
+            return texts[error.errno]
+        if "No space left on device" in str(error):  # from TensorStore, which raises ValueError
+            return texts[errno.ENOSPC]
+        error = error.__cause__ or error.__context__
+    return None

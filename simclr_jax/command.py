@@ -1,0 +1,68 @@
+"""What every entry does around its work: flags, one-line errors, exit status."""
+
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import flags
+
+from simclr_jax.data.sources import cache_dir
+from simclr_jax.errors import UserError
+
+
+def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
+    """Parses the flags in `argv`, runs `main`, and returns the exit status.
+
+    Args:
+      main: the entry's work, once flags are parsed; returns its exit status.
+      argv: the command line, program first.
+      usage: printed for `--help`.
+
+    Returns:
+      0; what `main` returns; 2 after a line `error: ...` for bad input; 130 after Ctrl-C.
+    """
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        print(usage.strip())
+        return 0
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        _parse(argv)
+        _keep_compilations()
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def recipes() -> list[str]:
+    """The configs in `configs/`, of the current folder or else of this checkout."""
+    for folder in (pathlib.Path("configs"), pathlib.Path(__file__).parent.parent / "configs"):
+        found = sorted(folder.glob("*.py"))
+        if found:
+            return [str(path) for path in found]
+    return []
+
+
+def _parse(argv: Sequence[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = f"the config cannot be read: {reason}; recipes: {', '.join(recipes())}"
+        raise UserError(reason) from error
+    except (SyntaxError, ImportError, NameError) as error:
+        raise UserError(f"the config file does not run: {type(error).__name__}: {error}") from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; see --help")
+
+
+def _keep_compilations() -> None:
+    """Keeps compiled programs between runs, in the user's cache, unless JAX was told where or not to."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -1,0 +1,1 @@
+"""From image files and TFDS data sets to packs of decoded images."""

@@ -1,0 +1,124 @@
+"""What a run leaves for people to read: a progress line, metrics.jsonl, TensorBoard, small JSON files."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+_torch_is_unloaded = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+try:  # tensorboardX imports PyTorch wherever it is installed: seconds, and a CUDA context
+    from tensorboardX import SummaryWriter
+finally:
+    if _torch_is_unloaded:
+        del sys.modules["torch"]
+
+
+def say(text: str) -> None:
+    """Prints a line, above the progress line where there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes `value` beside `path` and moves it into place, so that no reader meets half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a logged step."""
+
+    def __init__(self, path: pathlib.Path, *, step: int):
+        """Opens `path` to go on after `step`; what an interrupted run logged beyond it is dropped."""
+        self.records: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the last line of a killed run may be half a line
+                    break
+                if record["step"] > step:
+                    break
+                self.records.append(record)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends `record`, which has a `step`."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class RunLog:
+    """The log of a run in its folder, and its progress line."""
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, total_steps: int, steps_per_epoch: int):
+        """Goes on after `step`, where an earlier part of the run left off."""
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = -(-total_steps // steps_per_epoch)
+        self._file = MetricsFile(workdir / "metrics.jsonl", step=step)
+        self._tensorboard = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self._live = sys.stderr.isatty()
+        self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            disable=not self._live,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
+        )
+        self._bar.set_description_str(self._epoch_text(step))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All that `metrics.jsonl` holds."""
+        return self._file.records
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Records `values` of `step` in `metrics.jsonl` and TensorBoard."""
+        self._file.write({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """Moves the progress line to `step`; where nobody watches a terminal, a line every 10 s.
+
+        Args:
+          step: steps done.
+          values: newest metrics; `loss` and `images_per_second` are shown once they are there.
+        """
+        text = f"loss {values['loss']:.3f}" if "loss" in values else "compiling"
+        if "images_per_second" in values:
+            text += f", {values['images_per_second']:,.0f} images/s"
+        if self._live:
+            self._bar.set_description_str(self._epoch_text(step), refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step == self._total_steps or time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            say(f"{self._epoch_text(step)}, step {step}/{self._total_steps}: {text}")
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._bar.close()
+        self._file.close()
+        self._tensorboard.close()
+
+    def _epoch_text(self, step: int) -> str:
+        epoch = min(step // self._steps_per_epoch + 1, self._epochs)
+        return f"epoch {epoch}/{self._epochs}"

@@ -1,0 +1,193 @@
+"""The loop around a compiled step: calls, logging, evaluation, checkpoints, leaving in good order."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.interrupt import StopRequest
+from simclr_jax.logs import RunLog
+from simclr_jax.training import TrainState
+
+_CALL_SECONDS = 1.0  # a call this long hides its dispatch, and still lets a signal be answered soon
+
+
+class NotFiniteError(Exception):
+    """A loss or update became NaN or infinite; the message names the steps between which it did."""
+
+
+class Batches(Protocol):
+    """Where the steps' images come from."""
+
+    steps_per_call: int
+
+    def call(self, step: int, count: int) -> tuple[Any, jax.Array]:
+        """Arrays and int32 [steps_per_call, B] indices of `count` steps from `step`."""
+        ...
+
+
+class Meter:
+    """Metrics and speed of the calls since the last log, without holding up the device."""
+
+    def __init__(self, batch_size: int, *, step: int, seconds: float):
+        """Begins at `step`, after `seconds` of earlier parts of the run."""
+        self._batch_size = batch_size
+        self._step = self._synced_step = step
+        self._pending: list[tuple[int, Any]] = []  # (count, metrics on the device)
+        self._fetched: dict[str, list[np.ndarray]] = {}
+        self._window = [0, 0.0]  # steps and seconds since the last log
+        self._whole = [0, 0.0]  # steps and seconds of this process
+        self._began = time.monotonic() - seconds
+        self._resumed_at = time.monotonic()
+        self.latest: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run so far: compilation, evaluation and earlier parts included."""
+        return time.monotonic() - self._began
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Source images a second in this process, without its first call and without pauses."""
+        steps, seconds = self._whole
+        return steps * self._batch_size / seconds if steps else None
+
+    def add(self, count: int, metrics: Any) -> None:
+        """Notes a dispatched call, and waits for the one before it: one runs, one stands ready."""
+        if self._pending:
+            jax.block_until_ready(self._pending[-1][1])
+        self._pending.append((count, metrics))
+        self._step += count
+
+    def sync(self, *, timed: bool = True) -> None:
+        """Waits for the device and takes its metrics.
+
+        Args:
+          timed: whether the time since the last `resume` counts as training; the first call's, which
+            compiles, does not.
+
+        Raises:
+          NotFiniteError: if a loss or an update norm among them is NaN or infinite.
+        """
+        if not self._pending:
+            return
+        metrics = jax.device_get([metrics for _, metrics in self._pending])
+        if timed:
+            elapsed = time.monotonic() - self._resumed_at
+            for totals in (self._window, self._whole):
+                totals[0] += self._step - self._synced_step
+                totals[1] += elapsed
+        for (count, _), values in zip(self._pending, metrics, strict=True):
+            for name, value in values.items():
+                self._fetched.setdefault(name, []).append(value[:count])
+        self._pending.clear()
+        for name in ("loss", "update_norm"):
+            if not np.isfinite(np.concatenate(self._fetched[name])).all():
+                raise NotFiniteError(
+                    f"{name} became NaN or infinite between steps {self._synced_step} and {self._step}; "
+                    "lower the learning rate, lengthen the warm-up or raise the temperature"
+                )
+        self._synced_step = self._step
+        self.resume()
+
+    def resume(self) -> None:
+        """Ends a pause: what happened since the last `sync` was not training."""
+        self._resumed_at = time.monotonic()
+
+    def take(self) -> dict[str, float]:
+        """Means over the steps since the last `take`, and their images a second."""
+        values = {
+            name: float(np.concatenate(parts).mean(dtype=np.float64)) for name, parts in self._fetched.items()
+        }
+        steps, seconds = self._window
+        if steps:
+            values["images_per_second"] = steps * self._batch_size / seconds
+        self._fetched.clear()
+        self._window = [0, 0.0]
+        self.latest |= values
+        return values
+
+
+def fit(
+    state: TrainState,
+    *,
+    total_steps: int,
+    batches: Batches,
+    run_steps: Callable[[TrainState, Any, jax.Array, int], tuple[TrainState, Any]],
+    evaluate: Callable[[TrainState], dict[str, float]],
+    evaluate_every_steps: int,
+    log_every_steps: int,
+    checkpoint_seconds: float,
+    meter: Meter,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+) -> TrainState:
+    """Runs from `state` to `total_steps`, or until `stop` is set; saves before it returns.
+
+    Where calls begin and end follows the measured speed, and changes nothing in the result.
+
+    Args:
+      state: state to go on from; donated.
+      total_steps: steps of the whole run.
+      batches: where a call's arrays come from.
+      run_steps: (state, arrays, indices, count) to (state, metrics [steps_per_call]).
+      evaluate: metrics of a state, such as its 1-NN accuracy; run at the end of the run as well.
+      evaluate_every_steps: 0 for only at the end.
+      log_every_steps: metrics are averaged over as many steps and written.
+      checkpoint_seconds: a checkpoint is due after this long.
+      meter: takes the metrics.
+      log: receives metrics and progress.
+      checkpoints: receives states.
+      stop: looked at after each call.
+
+    Returns:
+      The state reached.
+
+    Raises:
+      NotFiniteError: after a loss or update that is not finite; nothing of it is saved.
+      UserError: if a checkpoint cannot be written.
+    """
+    step = int(state.step)
+    first_step = step
+    saved_at = time.monotonic()
+    call_steps = 1
+    log.progress(step, meter.latest)
+
+    while step < total_steps and not stop:
+        milestones = _milestones(step, log_every_steps, evaluate_every_steps)
+        count = min(call_steps, min(total_steps, *milestones) - step)
+        began = time.monotonic()
+        arrays, indices = batches.call(step, count)
+        state, metrics = run_steps(state, arrays, indices, count)
+        meter.add(count, metrics)
+        if step == first_step:
+            meter.sync(timed=False)
+        else:
+            pace = max((time.monotonic() - began) / count, 1e-6)
+            call_steps = int(np.clip(_CALL_SECONDS / pace, 1, batches.steps_per_call))
+        step += count
+
+        if step % log_every_steps == 0 or step == total_steps:
+            meter.sync()
+            log.metrics(step, meter.take())
+        log.progress(step, meter.latest)
+
+        evaluated = step == total_steps or (evaluate_every_steps > 0 and step % evaluate_every_steps == 0)
+        if evaluated:
+            meter.sync()
+            meter.latest |= evaluate(state)
+        if evaluated or stop or time.monotonic() - saved_at >= checkpoint_seconds:
+            meter.sync()
+            checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)
+            saved_at = time.monotonic()
+            meter.resume()
+    return state
+
+
+def _milestones(step: int, *intervals: int) -> Iterable[int]:
+    """The next multiple of each interval after `step`; of 0 there is none."""
+    return [(step // interval + 1) * interval for interval in intervals if interval]

@@ -1,0 +1,35 @@
+"""One mesh over all devices: the batch is split over them, everything else is on each of them."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from simclr_jax.errors import UserError
+
+
+def data_mesh(batch_size: int) -> Mesh:
+    """A mesh of all devices along the axis `data`.
+
+    Axes are Auto, which `jax.make_mesh` does not do by itself: under Explicit axes `z @ z.T` with `z`
+    split over `data` raises. Under Auto the program's meaning is global, so BatchNorm statistics and
+    NT-Xent's negatives are those of the whole batch whatever the number of devices.
+
+    Raises:
+      UserError: if the devices cannot share `batch_size` evenly.
+    """
+    devices = jax.devices()
+    if batch_size % len(devices):
+        raise UserError(
+            f"config.train.batch_size is {batch_size}, not a multiple of the {len(devices)} devices; "
+            f"set --config.train.batch_size={max(1, batch_size // len(devices)) * len(devices)}"
+        )
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The array's `axis` cut over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

@@ -1,0 +1,176 @@
+"""From a checked config to the pieces of a run; the only room that knows both."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import augment, evaluation, losses, optimizers, resnet, schedules, simclr, training
+from simclr_jax import mesh as meshes
+from simclr_jax.config import Plan
+from simclr_jax.data import batches, pack, sources
+from simclr_jax.evaluation import EvaluationSet
+
+_LOOP_STEPS = 64  # room for a second's worth of the fastest steps on an accelerator
+
+
+def open_data(config: ConfigDict) -> pack.Pack:
+    """The images to train on, packed. Raises `UserError` where they cannot be had."""
+    data = config.data
+    if data.folder:
+        source = sources.folder_source(data.folder)
+    else:
+        source = sources.tfds_source(data.dataset, data.split, data_dir=config.run.data_dir or None)
+    return pack.open_pack(source, size=data.canvas_size, max_unreadable=data.max_unreadable)
+
+
+def open_evaluation_set(config: ConfigDict) -> EvaluationSet:
+    """The labelled images of the 1-NN, packed. Raises `UserError` where they cannot be had."""
+    settings = config.evaluation
+    bank, queries = (
+        pack.open_pack(
+            sources.tfds_source(settings.dataset, split, data_dir=config.run.data_dir or None),
+            size=settings.canvas_size,
+        )
+        for split in (settings.bank_split, settings.query_split)
+    )
+    images = EvaluationSet(bank, queries)
+    images.check()
+    return images
+
+
+def build_model(config: ConfigDict) -> simclr.SimCLR:
+    """The encoder and projection head with their initial weights, which `seed` decides."""
+    model = config.model
+    rngs = nnx.Rngs(config.seed)
+    dtype = jnp.dtype(model.dtype)
+    encoder = resnet.ResNet(
+        model.depth, width=model.width, stem=model.stem, norm=model.norm, dtype=dtype, rngs=rngs
+    )
+    head = simclr.ProjectionHead(
+        encoder.features,
+        layers=model.head_layers,
+        hidden=model.head_hidden,
+        out=model.head_out,
+        norm=model.head_norm,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    return simclr.SimCLR(encoder, head)
+
+
+def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+    """The learning rate by step."""
+    return schedules.warmup_cosine(
+        plan.peak_learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        final_fraction=config.optimizer.final_fraction,
+    )
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer with `schedule`."""
+    return optimizers.make_optimizer(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+        decay=config.optimizer.decay,
+    )
+
+
+def build_step(
+    config: ConfigDict,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
+    """`training.train_step` with everything but state, batch and key filled in."""
+
+    def make_views(keys: jax.Array, canvas: jax.Array, extent: jax.Array) -> jax.Array:
+        views = augment.two_views(keys, canvas, extent, **config.views.to_dict())
+        return jax.lax.with_sharding_constraint(views, meshes.split(mesh))
+
+    return partial(
+        training.train_step,
+        make_views=make_views,
+        project=partial(training.project, graphdef, passes=config.model.passes),
+        loss=partial(losses.nt_xent, temperature=config.loss.temperature),
+        optimizer=optimizer,
+        learning_rate=schedule,
+    )
+
+
+def build_batches(
+    config: ConfigDict, images: pack.Pack, plan: Plan, mesh: Mesh, *, first_step: int
+) -> batches.ResidentBatches | batches.StreamedBatches:
+    """The images on the device where they fit `run.memory_gb`, otherwise streamed."""
+    if images.canvas.nbytes > config.run.memory_gb * 1e9:
+        return batches.StreamedBatches(
+            images,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            first_step=first_step,
+            total_steps=plan.total_steps,
+            mesh=mesh,
+        )
+    automatic = 1 if mesh.devices.flat[0].platform == "cpu" else _LOOP_STEPS
+    return batches.ResidentBatches(
+        images,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        steps_per_call=config.run.steps_per_call or automatic,
+        mesh=mesh,
+    )
+
+
+def one_nn_accuracy(
+    config: ConfigDict, encode: Callable[[jax.Array], jax.Array], images: EvaluationSet
+) -> float:
+    """`evaluation.one_nn_accuracy` of an encoder."""
+    return _one_nn_accuracy(config, encode, images, size=config.evaluation.view_size or config.views.size)
+
+
+def raw_pixel_accuracy(config: ConfigDict, images: EvaluationSet) -> float:
+    """`evaluation.one_nn_accuracy` of the pixels themselves, at the size they are packed at."""
+    return _one_nn_accuracy(config, evaluation.raw_pixels, images, size=config.evaluation.canvas_size)
+
+
+def _one_nn_accuracy(
+    config: ConfigDict,
+    encode: Callable[[jax.Array], jax.Array],
+    images: EvaluationSet,
+    *,
+    size: int,
+) -> float:
+    return evaluation.one_nn_accuracy(
+        encode,
+        images,
+        size=size,
+        mean=config.views.mean,
+        std=config.views.std,
+        batch_size=config.evaluation.batch_size,
+        metric=config.evaluation.metric,
+    )
+
+
+def build_encode(
+    model: simclr.SimCLR,
+) -> Callable[[Any, Any], Callable[[jax.Array], jax.Array]]:
+    """`encode(params, batch_stats)` to the compiled function of images to h, in inference mode."""
+    graphdef = nnx.graphdef(training.with_batch_statistics(model, running=True))
+
+    @jax.jit
+    def embed(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
+        h, _ = nnx.merge(graphdef, params, batch_stats)(images)
+        return h
+
+    return lambda params, batch_stats: partial(embed, params, batch_stats)

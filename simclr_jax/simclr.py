@@ -1,0 +1,92 @@
+"""SimCLR: an encoder, and the projection head that only the loss sees."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from simclr_jax.resnet import ResNet
+
+HEAD_NORMS = ("none", "hidden", "all")
+
+
+class ProjectionHead(nnx.Module):
+    """The multilayer perceptron g of Chen et al. 2020 (arXiv:2002.05709, section 2.1), h -> z.
+
+    Linear layers with ReLU between them. `norm` says which are followed by a BatchNorm and have no
+    bias of their own: "none"; "hidden", all but the last; "all", as google-research/simclr, whose
+    last BatchNorm has a scale but no offset.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        layers: int,
+        hidden: int,
+        out: int,
+        norm: str,
+        dtype: jnp.dtype | type = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Build the head.
+
+        Args:
+          in_features: width of h.
+          layers: number of linear layers, 1 to 4.
+          hidden: width between them.
+          out: width of z.
+          norm: "none", "hidden" or "all", see the class.
+          dtype: of the computation; parameters and statistics are float32.
+          rngs: gives the keys for the initial weights.
+
+        Raises:
+          ValueError: for any other `layers` or `norm`.
+        """
+        if layers not in range(1, 5):
+            raise ValueError(f"layers is {layers}; expected 1 to 4")
+        normed_layers = {"none": 0, "hidden": layers - 1, "all": layers}.get(norm)
+        if normed_layers is None:
+            raise ValueError(f"norm is {norm!r}; expected one of {', '.join(HEAD_NORMS)}")
+        widths = [in_features, *[hidden] * (layers - 1), out]
+        self.linears = nnx.List(
+            nnx.Linear(widths[i], widths[i + 1], use_bias=i >= normed_layers, dtype=dtype, rngs=rngs)
+            for i in range(layers)
+        )
+        self.norms = nnx.List(
+            nnx.BatchNorm(
+                widths[i + 1],
+                use_bias=i + 1 < layers,
+                momentum=0.9,
+                epsilon=1e-5,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for i in range(normed_layers)
+        )
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Map h [N, in_features] to z, float32 [N, out]."""
+        x = h
+        for i, linear in enumerate(self.linears):
+            x = nnx.relu(x) if i else x
+            x = linear(x)
+            x = self.norms[i](x) if i < len(self.norms) else x
+        return x.astype(jnp.float32)
+
+
+class SimCLR(nnx.Module):
+    """An encoder f and a projection head g (Chen et al. 2020, arXiv:2002.05709, section 2.1).
+
+    The caller chooses between batch and running statistics: `nnx.view(model,
+    use_running_average=False)` to train, `True` to evaluate.
+    """
+
+    def __init__(self, encoder: ResNet, head: ProjectionHead):
+        """Put the two together."""
+        self.encoder = encoder
+        self.head = head
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Map images [N, H, W, 3] to embeddings h [N, F] and projections z [N, D], both float32."""
+        h = self.encoder(images)
+        return h, self.head(h)

@@ -1,0 +1,58 @@
+"""A run's folder: which run it holds, and whether that run is finished."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simclr_jax import config, logs
+from simclr_jax.errors import UserError
+
+_CONFIG = "config.json"
+_RESULT = "result.json"
+
+
+def check(workdir: pathlib.Path, settings: ConfigDict) -> None:
+    """Raises `UserError` where `workdir` cannot hold the run of `settings`; writes nothing.
+
+    It can be absent, empty, or hold an earlier part of the same run: keys of the config may differ in
+    `run.*` only.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; name a folder")
+    parent = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir {workdir} cannot be written; name another folder")
+    file = workdir / _CONFIG
+    if file.exists():
+        differing = config.differing_keys(json.loads(file.read_text()), _as_json(settings))
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run of a different config: {', '.join(differing)}; "
+                "go on with its values or set another --workdir"
+            )
+    elif workdir.exists() and any(path.name != _CONFIG + ".partial" for path in workdir.iterdir()):
+        raise UserError(f"--workdir {workdir} holds files but no run; name a new or empty folder")
+
+
+def create(workdir: pathlib.Path, settings: ConfigDict) -> None:
+    """Makes the folder, with the resolved config in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    logs.write_json(workdir / _CONFIG, _as_json(settings))
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What a finished run left; None where the run is not finished."""
+    file = workdir / _RESULT
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    """Marks the run as finished."""
+    logs.write_json(workdir / _RESULT, result)
+
+
+def _as_json(settings: ConfigDict) -> dict[str, Any]:
+    return json.loads(settings.to_json())  # a round trip, so that tuples compare as JSON's lists

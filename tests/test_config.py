@@ -1,0 +1,121 @@
+import importlib.util
+import pathlib
+
+import pytest
+
+from simclr_jax import config
+from simclr_jax.errors import UserError
+
+RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def valid_config():
+    settings = config.default_config()
+    settings.data.dataset = "cifar10"
+    return settings
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_pass_the_check(path):
+    settings = load(path)
+    if path.stem == "folder":
+        settings.data.folder = "photos"
+    config.check(settings)
+    plan = config.derive(settings, images=50_000)
+    assert plan.warmup_steps < plan.total_steps
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_tell_source_and_command(path):
+    header = path.read_text().split('"""')[1]
+    assert "Source:" in header
+    assert f"python -m simclr_jax.train --config configs/{path.name}" in header
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.batch_size", 1),
+        ("train.epochs", 0),
+        ("loss.temperature", -0.1),
+        ("loss.temperature", 0.0),
+        ("views.crop_area", (1.0, 0.08)),
+        ("views.crop_area", (0.5, 1.5)),
+        ("views.crop_area", (0.5,)),
+        ("views.crop_aspect", (0.0, 1.0)),
+        ("views.hue", 0.6),
+        ("views.blur", 1.1),
+        ("views.std", (1.0, 0.0, 1.0)),
+        ("model.depth", 19),
+        ("model.stem", "cfar"),
+        ("model.norm", "layer"),
+        ("model.dtype", "float16"),
+        ("model.head_layers", 5),
+        ("optimizer.name", "adam"),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.scaling", "cubic"),
+        ("evaluation.metric", "manhattan"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_expected(key, value):
+    settings = valid_config()
+    section, name = key.split(".")
+    settings[section][name] = value
+    with pytest.raises(UserError, match=rf"config\.{key} is .*must be"):
+        config.check(settings)
+
+
+def test_an_unknown_key_in_a_recipe_gets_a_suggestion():
+    settings = valid_config()
+    settings.train.batchsize = 3
+    with pytest.raises(UserError, match=r"train\.batchsize.*did you mean train\.batch_size"):
+        config.check(settings)
+
+
+def test_one_of_dataset_and_folder_is_needed():
+    settings = valid_config()
+    settings.data.folder = "photos"
+    with pytest.raises(UserError, match=r"either config\.data\.dataset"):
+        config.check(settings)
+    settings.data.dataset = settings.data.folder = ""
+    with pytest.raises(UserError, match=r"either config\.data\.dataset"):
+        config.check(settings)
+
+
+def test_the_plan_follows_the_final_config():
+    settings = valid_config()
+    settings.train.batch_size = 512
+    settings.train.epochs = 3
+    settings.optimizer.learning_rate = 0.03
+    settings.optimizer.warmup_epochs = 0.5
+    plan = config.derive(settings, images=50_000)
+    # 50,000 // 512 = 97 whole batches; 0.03 * 512 / 256 = 0.06
+    assert plan == (97, 291, 48, pytest.approx(0.06))
+    settings.train.steps = 60
+    assert config.derive(settings, images=50_000).total_steps == 60
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    settings = valid_config()
+    with pytest.raises(UserError, match="at most 200"):
+        config.derive(settings, images=200)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    settings = valid_config()
+    settings.optimizer.warmup_epochs = 200.0
+    with pytest.raises(UserError, match="warmup_epochs"):
+        config.derive(settings, images=50_000)
+
+
+def test_differing_keys_leave_out_how_the_run_goes():
+    old = {"train": {"epochs": 1}, "run": {"log_every_steps": 1}, "seed": 0}
+    new = {"train": {"epochs": 2}, "run": {"log_every_steps": 5}, "seed": 0}
+    assert config.differing_keys(old, new) == ["train.epochs (1 -> 2)"]

@@ -1,0 +1,207 @@
+"""ResNets against torchvision, published sizes, and the properties the training relies on."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from reference.make_torch_reference import BATCH, RESNETS, draw, draw_weight
+
+from simclr_jax.resnet import ResNet
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Half the time to compile, the same numbers to the tolerances below."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def split(model, *, train):
+    """A pure forward pass (params, stats, images) -> (h, stats), and its first two arguments."""
+    view = nnx.view(model, use_running_average=not train, raise_if_not_found=False)
+    definition, params, stats = nnx.split(view, nnx.Param, nnx.BatchStat)
+
+    def forward(params, stats, images):
+        model = nnx.merge(definition, params, stats)
+        return model(images), nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+    return forward, nnx.as_pure(params), nnx.as_pure(stats)
+
+
+def small(norm="batch", stem="cifar", dtype=jnp.float32, depth=10):
+    return ResNet(depth, width=0.25, stem=stem, norm=norm, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+def torchvision_name(path):
+    """The name in torchvision of the parameter or statistic at a path in ours."""
+    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    leaf |= {"mean": "running_mean", "var": "running_var"}
+    *modules, last = path
+    if modules[0] == "stages":
+        _, stage, block, kind, *index = modules
+        module = {
+            "convs": "conv{}",
+            "norms": "bn{}",
+            "shortcut_conv": "downsample.0",
+            "shortcut_norm": "downsample.1",
+        }[kind].format(*(i + 1 for i in index))
+        return f"layer{stage + 1}.{block}.{module}.{leaf[last]}"
+    return {"conv": "conv1", "norm": "bn1"}[modules[0]] + "." + leaf[last]
+
+
+def drawn(path, value):
+    """The reference's value for the leaf at this path, in our layout."""
+    name = torchvision_name(path)
+    if value.ndim == 1:
+        return jnp.asarray(draw_weight(name, value.shape))
+    height, width, channels_in, channels_out = value.shape
+    weight = draw_weight(name, (channels_out, channels_in, height, width))
+    return jnp.asarray(weight.transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_equals_torchvision(name):
+    depth, stem, pixels = RESNETS[name]
+    expected = np.load(REFERENCE / f"{name}.npz")
+    model = nnx.eval_shape(lambda: ResNet(depth, stem=stem, rngs=nnx.Rngs(0)))
+    images = jnp.asarray(draw(name, (BATCH, pixels, pixels, 3)))
+
+    outputs = {}
+    for train in (False, True):
+        forward, params, stats = split(model, train=train)
+        params, stats = (nnx.map_state(drawn, tree) for tree in (params, stats))
+        outputs[train] = jax.jit(forward)(params, stats, images)
+    (h_eval, kept), (h_train, moved) = outputs[False], outputs[True]
+    scale = np.abs(expected["h_eval"]).max()
+    np.testing.assert_allclose(h_eval, expected["h_eval"], atol=1e-5 * scale)
+    # Each BatchNorm divides by the deviation of its batch, and so multiplies the rounding before it:
+    # 2e-4 after 50 layers, whose last see 16 values a channel.
+    np.testing.assert_allclose(h_train, expected["h_train"], atol=5e-4)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+
+    reached = {torchvision_name(path): value for path, value in nnx.to_flat_state(moved)}
+    sizes = {"bn1": BATCH * (pixels // (2 if stem == "imagenet" else 1)) ** 2}
+    # layer4.0.bn1 comes after the stride in basic blocks and before it in bottlenecks.
+    reduction = {("imagenet", 18): 32, ("cifar", 50): 4}[stem, depth]
+    sizes["layer4.0.bn1"] = BATCH * (pixels // reduction) ** 2
+    for module, count in sizes.items():
+        np.testing.assert_allclose(
+            reached[f"{module}.running_mean"], expected[f"{module}.running_mean"], atol=1e-5
+        )
+        # PyTorch keeps the unbiased variance, Flax the biased one; both keep 0.9 of the old.
+        old = draw_weight(f"{module}.running_var", reached[f"{module}.running_var"].shape)
+        biased = (expected[f"{module}.running_var"] - 0.9 * old) * (count - 1) / count
+        np.testing.assert_allclose(reached[f"{module}.running_var"], 0.9 * old + biased, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters", "features"),
+    [
+        # torchvision's counts less those of its classifier, 1001 per feature less 1000 per class
+        (18, 11_176_512, 512),
+        (34, 21_284_672, 512),
+        (50, 23_508_032, 2048),
+        (101, 42_500_160, 2048),
+        (152, 58_143_808, 2048),
+    ],
+)
+def test_published_parameter_counts(depth, parameters, features):
+    model = nnx.eval_shape(lambda: ResNet(depth, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == parameters
+    assert model.features == features
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "features"), [(18, 0.25, 128), (18, 2, 1024), (50, 0.1, 192), (10, 0.01, 8)]
+)
+def test_width_is_rounded_to_multiples_of_eight(depth, width, features):
+    model = nnx.eval_shape(lambda: ResNet(depth, width=width, rngs=nnx.Rngs(0)))
+    assert model.features == features
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        assert leaf.shape[-1] % 8 == 0
+
+
+@pytest.mark.parametrize(("norm", "stem"), [("batch", "imagenet"), ("group", "cifar")])
+def test_shape_and_dtypes_under_bfloat16(norm, stem):
+    forward, params, stats = split(small(norm, stem, jnp.bfloat16), train=True)
+    h, stats = jax.jit(forward)(params, stats, jnp.ones((2, 16, 16, 3), jnp.bfloat16))
+    assert (h.shape, h.dtype) == ((2, 128), jnp.float32)
+    leaves = jax.tree.leaves((params, stats))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_batch_statistics_are_computed_in_float32_under_bfloat16():
+    # Sums and squares near 100 are off by as much as the variance, 1, if they are kept in bfloat16.
+    norm = small(dtype=jnp.bfloat16).norm
+    values = 100 + np.random.default_rng(0).standard_normal((64, 8, 8, 16))
+    values = jnp.asarray(values, jnp.bfloat16)
+    assert isinstance(norm, nnx.BatchNorm)
+    norm(values)
+    exact = np.asarray(values, np.float64)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * exact.var((0, 1, 2)), rtol=2e-3)
+
+
+def test_blocks_start_as_their_shortcut():
+    for depth in (18, 50):
+        block = small(depth=depth).stages[0][-1]
+        x = jnp.abs(jnp.asarray(draw("x", (2, 4, 4, block.norms[-1].num_features))))
+        np.testing.assert_array_equal(block(x), x)
+
+
+def test_initial_kernels_are_he_normal_with_fan_out():
+    block = ResNet(10, stem="cifar", rngs=nnx.Rngs(0)).stages[3][0]
+    for conv, fan_out in ((block.convs[1], 9 * 512), (block.shortcut_conv, 512)):
+        kernel = np.asarray(conv.kernel[...])
+        assert kernel.std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.02)
+        assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated
+
+
+def test_inference_treats_images_apart_and_keeps_statistics():
+    forward, params, stats = split(small(), train=False)
+    images = jnp.asarray(draw("images", (4, 8, 8, 3)))
+    forward = jax.jit(forward)
+    h, kept = forward(params, stats, images)
+    np.testing.assert_allclose(forward(params, stats, images[::-1])[0][::-1], h, atol=1e-5)
+    changed, _ = forward(params, stats, images.at[0].set(0.0))
+    np.testing.assert_allclose(changed[1:], h[1:], atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+
+
+def test_every_parameter_gets_a_gradient():
+    forward, params, stats = split(small(), train=True)
+    # At the start the zero scales hide what is behind them.
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    images = jnp.asarray(draw("images", (4, 8, 8, 3)))
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(forward(p, stats, images)[0] ** 2)))(params)
+    for path, grad in nnx.to_flat_state(grads):
+        assert np.isfinite(grad).all() and np.any(grad != 0), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 20}, "depth is 20; expected one of 10, 18, 34, 50, 101, 152, 200"),
+        ({"width": 0}, "width is 0; expected a number > 0"),
+        ({"stem": "stl"}, "stem is 'stl'; expected one of imagenet, cifar"),
+        ({"norm": "layer"}, "norm is 'layer'; expected one of batch, group"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet(**{"depth": 18, **arguments}, rngs=nnx.Rngs(0))
+
+
+def test_bad_images_are_refused():
+    model = nnx.eval_shape(small)
+    for shape in ((8, 8, 3), (1, 8, 8, 1)):
+        with pytest.raises(ValueError, match="images has shape"):
+            model(jnp.zeros(shape))
