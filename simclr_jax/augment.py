@@ -18,8 +18,8 @@ the tests hold every operation to 1e-5 of it. dm-pix has operations of the same 
 A canvas is an array [S, S, 3], uint8 or float in [0, 1], that holds an image at its top-left; the
 image's extent is int32 [2], (height, width). What lies outside the extent is never read.
 
-Colours may lie on another axis, `channel_axis=-3`. The views are computed that way, channel first:
-1.3 to 1.9 times as fast on a CPU as channel last.
+Colours may lie on another axis, `channel_axis=-3`. The views are computed that way: the colour jitter
+of 128 images of 96x96 took 24 ms channel first and 37 channel last on two CPU cores.
 
 Sources: Chen et al., https://arxiv.org/abs/2002.05709, appendix A (crop, jitter, gray, blur);
 Grill et al., https://arxiv.org/abs/2006.07733, appendix B (solarize).
@@ -161,8 +161,8 @@ def random_resized_crop(
 def rgb_to_grayscale(image: Array, *, channel_axis: int = -1) -> Array:
     """The luma of an image, with the channel axis kept at length 1.
 
-    dm-pix has the same weights, but as a product with a vector: under vmap 1.5 to 4 times as slow
-    on a CPU, and rounded to bfloat16 on a TPU.
+    dm-pix has the same weights in a product with a vector, which does not fuse with what surrounds
+    it and which a TPU rounds to bfloat16.
     """
     red, green, blue = jnp.split(image, 3, axis=channel_axis)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
@@ -328,7 +328,7 @@ def random_grayscale(key: Array, image: Array, *, probability: ArrayLike, channe
     return jnp.where(jax.random.bernoulli(key, probability), gray, image)
 
 
-def random_solarize(key: Array, image: Array, *, threshold: ArrayLike, probability: ArrayLike) -> Array:
+def random_solarize(key: Array, image: Array, *, threshold: Array | float, probability: ArrayLike) -> Array:
     """Inverts the values >= threshold with the given probability."""
     _check_probability("probability", probability)
     if _is_zero(probability):
@@ -440,7 +440,7 @@ def random_view(
     blur_sigma: Range,
     blur_kernel: int | None = None,
     solarize: ArrayLike,
-    solarize_threshold: ArrayLike,
+    solarize_threshold: Array | float,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Array:

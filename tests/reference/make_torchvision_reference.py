@@ -9,6 +9,7 @@ Every array of the file is either an input (images, parameters) or torchvision's
 float32 tensors, so the test needs neither package.
 """
 
+# pyright: reportMissingImports=false
 import itertools
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def colours(rng: np.random.Generator) -> dict[str, np.ndarray]:
     x = tensor(image)
     factors = np.concatenate([[0.0, 1.0], rng.uniform(0, 2, 6)]).astype(np.float32)
     turns = np.concatenate([[-0.5, 0.0, 0.5], rng.uniform(-0.5, 0.5, 5)]).astype(np.float32)
-    thresholds = np.float32([0.0, 128 / 255, 0.5, 1.0])
+    thresholds = np.array([0.0, 128 / 255, 0.5, 1.0], np.float32)
     out = {"colour_image": image, "factors": factors, "turns": turns, "thresholds": thresholds}
     for name, parameters, operation in (
         ("brightness", factors, functional.adjust_brightness),
@@ -91,7 +92,7 @@ def colours(rng: np.random.Generator) -> dict[str, np.ndarray]:
         for index in order:
             y = operations[index](y, jitter[index])
         jittered.append(array(y))
-    out |= {"jitter": np.float32(jitter), "jitter_orders": orders, "jittered": np.stack(jittered)}
+    out |= {"jitter": np.array(jitter, np.float32), "jitter_orders": orders, "jittered": np.stack(jittered)}
     return out
 
 
@@ -127,5 +128,6 @@ def crop_samples() -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     generator = np.random.default_rng(0)
-    np.savez_compressed(OUT, **crops(generator), **colours(generator), **blurs(generator), **crop_samples())
+    arrays = crops(generator) | colours(generator) | blurs(generator) | crop_samples()
+    np.savez_compressed(OUT, allow_pickle=False, **arrays)
     print(f"{OUT}: {OUT.stat().st_size} bytes")
