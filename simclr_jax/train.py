@@ -121,7 +121,9 @@ def train(settings: ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> dic
 
         batches = recipe.build_batches(settings, images, plan, mesh, first_step=start)
         run_steps = training.make_run_steps(
-            recipe.build_step(settings, graphdef, optimizer, schedule, mesh), batches.fetch
+            recipe.build_step(settings, graphdef, optimizer, schedule, mesh),
+            batches.fetch,
+            meshes.replicated(mesh),
         )
         key = jax.random.key(settings.seed)
         meter = loop.Meter(settings.train.batch_size, step=start, seconds=seconds)

@@ -123,8 +123,15 @@ def train_step(
 def make_run_steps(
     step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
     fetch: Callable[[Any, jax.Array], Batch],
+    sharding: jax.sharding.Sharding,
 ) -> Callable[[TrainState, Any, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The compiled program of several steps in one dispatch.
+
+    Args:
+      step: one step, (state, batch, key) to (state, metrics).
+      fetch: (arrays, indices [B]) to the batch.
+      sharding: of state and metrics, going in and coming out. Left to the compiler it is another one
+        coming out, and the second call compiles again.
 
     Returns:
       `run_steps(state, arrays, indices [K, B], count, key) -> (state, metrics [K])`: takes `count <= K`
@@ -151,4 +158,4 @@ def make_run_steps(
         history = jax.tree.map(lambda one: jnp.zeros((len(indices),), one.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, history))
 
-    return jax.jit(run_steps, donate_argnums=0)
+    return jax.jit(run_steps, donate_argnums=0, out_shardings=sharding)

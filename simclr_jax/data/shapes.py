@@ -26,11 +26,10 @@ _CENTRES = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
 _FINE_CENTRES = (np.arange(SIZE * _OVERSAMPLE, dtype=np.float32) + 0.5) / (SIZE * _OVERSAMPLE)
 
 
-def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
-    """Vertices [corners, 2] at equal angles, the first one on top, their radii taken in turn."""
+def _regular(corners: int) -> np.ndarray:
+    """Vertices [corners, 2] of the regular polygon in the unit circle, the first one on top."""
     angle = 2 * np.pi * np.arange(corners) / corners
-    radius = np.resize(radii, corners)
-    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=-1)
+    return np.stack([np.sin(angle), -np.cos(angle)], axis=-1)
 
 
 def _in_polygon(vertices: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -49,12 +48,6 @@ def _disc(x: np.ndarray, y: np.ndarray, radius: float = 1.0, left: float = 0.0) 
     return (x - left) ** 2 + y**2 <= radius**2
 
 
-def _in_heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = 1.26 * x, 0.15 - 1.26 * y
-    round_part = x**2 + y**2 - 1
-    return round_part * round_part * round_part <= x**2 * y * y * y
-
-
 # Each maps points (y downwards, the shape within the unit circle) to whether the shape covers them.
 _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "arrow": _in_polygon(
@@ -62,7 +55,9 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
             [(0, -1), (0.8, 0), (0.3, 0), (0.3, 0.95), (-0.3, 0.95), (-0.3, 0), (-0.8, 0)],
         )
     ),
+    "bars": lambda x, y: (np.abs(x) <= 0.7) & (np.abs(np.abs(y) - 0.45) <= 0.25),
     "circle": lambda x, y: _disc(x, y, 0.9),
+    "columns": lambda x, y: (np.abs(y) <= 0.7) & (np.abs(np.abs(x) - 0.45) <= 0.25),
     "crescent": lambda x, y: _disc(x, y) & ~_disc(x, y, 0.85, left=0.5),
     "cross": _in_polygon(
         np.array(
@@ -82,11 +77,9 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
             ]
         )
     ),
-    "heart": _in_heart,
     "hourglass": _in_polygon(np.array([(-0.6, -0.8), (0.6, -0.8), (-0.6, 0.8), (0.6, 0.8)])),
     "ring": lambda x, y: _disc(x, y, 0.95) & ~_disc(x, y, 0.5),
-    "square": _in_polygon(np.array([(-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7)])),
-    "star": _in_polygon(_regular(10, (1.0, 0.42))),
+    "slash": lambda x, y: (np.abs(x - y) <= 1.3) & (np.abs(x + y) <= 0.4),
     "triangle": _in_polygon(_regular(3)),
 }
 
@@ -96,27 +89,29 @@ CLASS_NAMES = tuple(_OUTLINES)
 def draw(rng: np.random.Generator, label: int) -> np.ndarray:
     """Draws one image of class `CLASS_NAMES[label]`: uint8 [32, 32, 3]."""
     background_luma = rng.uniform(0.1, 0.9)
-    step = rng.uniform(0.4, 0.6) * (1 if background_luma < 0.5 else -1)
+    step = rng.uniform(0.3, 0.6) * (1 if background_luma < 0.5 else -1)
     if abs(background_luma - 0.5) < 0.1:  # room on both sides
         step *= rng.choice([-1, 1])
     fill_luma = background_luma + step
 
-    shade = rng.uniform(-0.15, 0.15)
+    shade = rng.uniform(-0.1, 0.1)
     background = _blend(
         _gradient(rng),
         _colour(rng, background_luma - shade),
         _colour(rng, background_luma + shade),
     )
-    fill = _blend(_texture(rng), _colour(rng, fill_luma), _colour(rng, fill_luma + 0.4 * step))
+    fill = _blend(_texture(rng), _colour(rng, fill_luma), _colour(rng, fill_luma + 0.15 * step))
     image = _blend(_coverage(rng, label), background, fill)
     image += rng.normal(0, 0.015, image.shape)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """A random colour [3] of about this luma."""
-    hue = rng.uniform(-0.5, 0.5, 3)
-    return np.clip(hue - hue @ _LUMA + luma, 0, 1).astype(np.float32)
+    """A random colour [3] of this luma, in 0..1, nearly as vivid as there is room for."""
+    direction = rng.normal(size=3)
+    direction -= direction @ _LUMA
+    room = np.where(direction > 0, 1 - luma, luma) / np.maximum(np.abs(direction), 1e-6)
+    return (luma + rng.uniform(0.8, 1) * room.min() * direction).astype(np.float32)
 
 
 def _blend(weight: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -153,10 +148,10 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
 
 def _coverage(rng: np.random.Generator, label: int) -> np.ndarray:
     """How much of each pixel a shape of random size, place and turn covers: [SIZE, SIZE]."""
-    radius = rng.uniform(0.45, 0.85) / 2
+    radius = rng.uniform(0.5, 0.8) / 2
     margin = max(0.5 - 0.9 * radius, 0)
     left, top = rng.uniform(0.5 - margin, 0.5 + margin, 2)
-    turn = rng.uniform(-np.pi / 4, np.pi / 4)
+    turn = rng.uniform(-np.pi / 12, np.pi / 12)
     cos, sin = np.float32(np.cos(turn) / radius), np.float32(np.sin(turn) / radius)
     x = rng.choice([-1, 1]) * (_FINE_CENTRES - np.float32(left))
     y = _FINE_CENTRES[:, None] - np.float32(top)
