@@ -10,12 +10,10 @@ Their Adam alternative aside, their 100-epoch run doubles the learning rate:
 --config.train.epochs=100 --config.optimizer.learning_rate=0.06
 """
 
-from ml_collections import ConfigDict
-
-from simclr_jax.config import default_config
+from simclr_jax.config import Config, default_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.data.dataset = "cifar10"
     config.data.canvas_size = 32

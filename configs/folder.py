@@ -7,12 +7,10 @@ Hardware, time, accuracy: depends on your images. The 1-NN at the end needs a la
 on the spot and says only that the encoder is sound. Set config.evaluation.dataset to one like your images.
 """
 
-from ml_collections import ConfigDict
-
-from simclr_jax.config import default_config
+from simclr_jax.config import Config, default_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.data.folder = ""  # yours
     config.data.canvas_size = 192

@@ -10,12 +10,10 @@ simclr_jax.prepare cifar10
 Hardware, time, accuracy: in full, not run.
 """
 
-from ml_collections import ConfigDict
-
-from simclr_jax.config import default_config
+from simclr_jax.config import Config, default_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.data.dataset = "imagenette/320px-v2"
     config.data.canvas_size = 320

@@ -8,12 +8,10 @@ Command: python -m simclr_jax.train --config configs/shapes.py
 @@HEADER@@
 """
 
-from ml_collections import ConfigDict
-
-from simclr_jax.config import default_config
+from simclr_jax.config import Config, default_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.data.dataset = "shapes"
     config.data.canvas_size = 32

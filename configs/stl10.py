@@ -9,12 +9,10 @@ Data, once: pip install -e '.[prepare]' && python -m simclr_jax.prepare stl10
 Hardware, time, accuracy: not run.
 """
 
-from ml_collections import ConfigDict
-
-from simclr_jax.config import default_config
+from simclr_jax.config import Config, default_config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     config = default_config()
     config.data.dataset = "stl10"
     config.data.split = "unlabelled"

@@ -33,8 +33,8 @@ class Checkpoints:
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
+            # Orbax's own policies do not match its declaration of one.
+            preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [
                     policies.LatestN(keep),
                     policies.BestN(
@@ -68,7 +68,7 @@ class Checkpoints:
         """
         if self.latest_step == step:
             return
-        known = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
+        known: Any = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
         try:
             self._checkpointer.save_checkpointables(
                 step,

@@ -66,5 +66,5 @@ def _parse(argv: Sequence[str]) -> None:
 
 def _keep_compilations() -> None:
     """Keeps compiled programs between runs, in the user's cache, unless JAX was told where or not to."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -15,24 +15,29 @@ from ml_collections import ConfigDict
 from simclr_jax import optimizers, resnet, schedules, simclr
 from simclr_jax.errors import UserError
 
+# An ml_collections ConfigDict. Its attributes are known at run time only, and there `check` answers for them.
+Config = Any
 
-def default_config() -> ConfigDict:
+
+def default_config() -> Config:
     """Every key there is. A recipe in `configs/` starts from this and changes what it needs.
 
     Defaults are those of the paper's ImageNet recipe where it has one (https://arxiv.org/abs/2002.05709,
     appendix A and B), at sizes for one accelerator.
     """
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0  # initial weights, order of the images, views
 
-    config.data = data = ConfigDict()
+    config.data = ConfigDict()
+    data = config.data
     data.dataset = ""  # a TFDS name such as "imagenette/320px-v2"; or leave it empty and set folder
     data.folder = ""  # a folder of images, any depth, no labels needed
     data.split = "train"  # TFDS split: "train", "unlabelled", "train+test", "train[:10%]"
     data.canvas_size = 224  # pixels: an image's longer side is reduced to this when it is packed
     data.max_unreadable = 0.01  # share of unreadable images that is skipped with a warning
 
-    config.views = views = ConfigDict()
+    config.views = ConfigDict()
+    views = config.views
     views.size = 224  # pixels, height and width of a view
     views.crop_area = (0.08, 1.0)  # share of the image's area
     views.crop_aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly
@@ -50,7 +55,8 @@ def default_config() -> ConfigDict:
     views.mean = (0.0, 0.0, 0.0)  # normalisation, in [0, 1]
     views.std = (1.0, 1.0, 1.0)  # normalisation, above 0
 
-    config.model = model = ConfigDict()
+    config.model = ConfigDict()
+    model = config.model
     model.depth = 18  # 10, 18, 34, 50, 101, 152, 200
     model.width = 1.0  # multiplies every channel count
     model.stem = "imagenet"  # "imagenet": 7x7 stride 2 and max pool; "cifar": 3x3
@@ -62,10 +68,12 @@ def default_config() -> ConfigDict:
     model.head_norm = "hidden"  # BatchNorm in the head: "none", "hidden", "all" layers
     model.passes = "joint"  # "joint": one forward pass, one set of BatchNorm statistics; "separate"
 
-    config.loss = loss = ConfigDict()
+    config.loss = ConfigDict()
+    loss = config.loss
     loss.temperature = 0.5
 
-    config.optimizer = optimizer = ConfigDict()
+    config.optimizer = ConfigDict()
+    optimizer = config.optimizer
     optimizer.name = "sgd"  # "lars", "sgd", "adamw"
     optimizer.learning_rate = 0.06
     optimizer.scaling = "linear"  # times batch/256 ("linear"), sqrt(batch) ("sqrt"), 1 ("none")
@@ -75,12 +83,14 @@ def default_config() -> ConfigDict:
     optimizer.warmup_epochs = 0.0
     optimizer.final_fraction = 0.0  # the cosine ends at this share of the peak
 
-    config.train = train = ConfigDict()
+    config.train = ConfigDict()
+    train = config.train
     train.epochs = 100
     train.steps = 0  # above 0: the run is this many steps, instead of epochs
     train.batch_size = 256  # images; twice as many views
 
-    config.evaluation = evaluation = ConfigDict()
+    config.evaluation = ConfigDict()
+    evaluation = config.evaluation
     evaluation.dataset = "cifar10"  # labelled TFDS set of the 1-NN
     evaluation.bank_split = "train"
     evaluation.query_split = "test"
@@ -90,7 +100,8 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = 256
 
     # How the run goes, not what it learns: these may differ when a run goes on.
-    config.run = run = ConfigDict()
+    config.run = ConfigDict()
+    run = config.run
     run.data_dir = ""  # TFDS data folder; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
     run.memory_gb = 4.0  # a pack up to this size lies on the device, a larger one streams
     run.steps_per_call = 0  # steps dispatched at once; 0: about a second's worth, on a CPU one
@@ -181,7 +192,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Raises `UserError` for the first value that is out of its range, or a key that is unknown."""
     values = flatten(config)
     known = flatten(default_config())
@@ -221,7 +232,7 @@ class Plan(NamedTuple):
         )
 
 
-def derive(config: ConfigDict, images: int) -> Plan:
+def derive(config: Config, images: int) -> Plan:
     """The `Plan` of a checked config on a data set of `images` images.
 
     Raises `UserError` where they do not fit: a batch larger than the data set, a warm-up longer than the
@@ -247,7 +258,7 @@ def derive(config: ConfigDict, images: int) -> Plan:
     return Plan(steps_per_epoch, total_steps, warmup_steps, peak)
 
 
-def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+def flatten(config: Config) -> dict[str, Any]:
     """The config as `{"train.batch_size": 256, ...}`, tuples as they are."""
     values = {}
     for key, value in config.items():

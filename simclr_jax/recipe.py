@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from simclr_jax import augment, evaluation, losses, optimizers, resnet, schedules, simclr, training
 from simclr_jax import mesh as meshes
-from simclr_jax.config import Plan
+from simclr_jax.config import Config, Plan
 from simclr_jax.data import batches, pack, sources
 from simclr_jax.evaluation import EvaluationSet
 
 _LOOP_STEPS = 64  # room for a second's worth of the fastest steps on an accelerator
 
 
-def open_data(config: ConfigDict) -> pack.Pack:
+def open_data(config: Config) -> pack.Pack:
     """The images to train on, packed. Raises `UserError` where they cannot be had."""
     data = config.data
     if data.folder:
@@ -30,7 +29,7 @@ def open_data(config: ConfigDict) -> pack.Pack:
     return pack.open_pack(source, size=data.canvas_size, max_unreadable=data.max_unreadable)
 
 
-def open_evaluation_set(config: ConfigDict) -> EvaluationSet:
+def open_evaluation_set(config: Config) -> EvaluationSet:
     """The labelled images of the 1-NN, packed. Raises `UserError` where they cannot be had."""
     settings = config.evaluation
     bank, queries = (
@@ -45,7 +44,7 @@ def open_evaluation_set(config: ConfigDict) -> EvaluationSet:
     return images
 
 
-def build_model(config: ConfigDict) -> simclr.SimCLR:
+def build_model(config: Config) -> simclr.SimCLR:
     """The encoder and projection head with their initial weights, which `seed` decides."""
     model = config.model
     rngs = nnx.Rngs(config.seed)
@@ -65,7 +64,7 @@ def build_model(config: ConfigDict) -> simclr.SimCLR:
     return simclr.SimCLR(encoder, head)
 
 
-def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+def build_schedule(config: Config, plan: Plan) -> optax.Schedule:
     """The learning rate by step."""
     return schedules.warmup_cosine(
         plan.peak_learning_rate,
@@ -75,7 +74,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
     )
 
 
-def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def build_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer with `schedule`."""
     return optimizers.make_optimizer(
         config.optimizer.name,
@@ -87,7 +86,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 
 def build_step(
-    config: ConfigDict,
+    config: Config,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -110,7 +109,7 @@ def build_step(
 
 
 def build_batches(
-    config: ConfigDict, images: pack.Pack, plan: Plan, mesh: Mesh, *, first_step: int
+    config: Config, images: pack.Pack, plan: Plan, mesh: Mesh, *, first_step: int
 ) -> batches.ResidentBatches | batches.StreamedBatches:
     """The images on the device where they fit `run.memory_gb`, otherwise streamed."""
     if images.canvas.nbytes > config.run.memory_gb * 1e9:
@@ -132,20 +131,18 @@ def build_batches(
     )
 
 
-def one_nn_accuracy(
-    config: ConfigDict, encode: Callable[[jax.Array], jax.Array], images: EvaluationSet
-) -> float:
+def one_nn_accuracy(config: Config, encode: Callable[[jax.Array], jax.Array], images: EvaluationSet) -> float:
     """`evaluation.one_nn_accuracy` of an encoder."""
     return _one_nn_accuracy(config, encode, images, size=config.evaluation.view_size or config.views.size)
 
 
-def raw_pixel_accuracy(config: ConfigDict, images: EvaluationSet) -> float:
+def raw_pixel_accuracy(config: Config, images: EvaluationSet) -> float:
     """`evaluation.one_nn_accuracy` of the pixels themselves, at the size they are packed at."""
     return _one_nn_accuracy(config, evaluation.raw_pixels, images, size=config.evaluation.canvas_size)
 
 
 def _one_nn_accuracy(
-    config: ConfigDict,
+    config: Config,
     encode: Callable[[jax.Array], jax.Array],
     images: EvaluationSet,
     *,

@@ -7,6 +7,7 @@ Parameters map onto torchvision's one to one: `conv` and `norm` of the stem are 
 
 import math
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -161,14 +162,14 @@ class Conv(nnx.Conv):
     2.2 and 2.1 ms. On larger ones the convolution is ahead.
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map [N, H, W, channels in] to [N, H / stride, W / stride, channels out]."""
         kernel = self.kernel[...]
         side = kernel.shape[0]
         height, width = x.shape[1:3]
         if min(height, width) >= side:
             return super().__call__(x)
-        pad, stride = side // 2, self.strides[0]
+        pad, (stride, _) = side // 2, cast(tuple[int, int], self.strides)
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         patches = jnp.concatenate(
             [x[:, i : i + height : stride, j : j + width : stride] for i in range(side) for j in range(side)],

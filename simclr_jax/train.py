@@ -8,6 +8,7 @@ again, the same command goes on where the run stopped.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -17,11 +18,12 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from simclr_jax import command, config, loop, recipe, training, workdirs
 from simclr_jax import mesh as meshes
 from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, say
@@ -30,7 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of the run.", 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
-def train(settings: ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
     """Pretrains as `settings` say, in `workdir`.
 
     Args:
@@ -132,7 +134,7 @@ def train(settings: ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> dic
                 state,
                 total_steps=plan.total_steps,
                 batches=batches,
-                run_steps=lambda *arguments: run_steps(*arguments, key),
+                run_steps=functools.partial(run_steps, key),
                 evaluate=evaluate,
                 evaluate_every_steps=settings.run.evaluate_every_epochs * plan.steps_per_epoch,
                 log_every_steps=settings.run.log_every_steps,

@@ -98,7 +98,7 @@ def train_step(
     Returns:
       State after the step, and scalar metrics of it.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), batch.index)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), batch.ids)
     views = make_views(keys, batch.canvas, batch.extent)
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -113,9 +113,9 @@ def train_step(
         "loss": value,
         **metrics,
         "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-        "gradient_norm": optax.global_norm(gradient),
-        "parameter_norm": optax.global_norm(params),
-        "update_norm": optax.global_norm(updates),
+        "gradient_norm": optax.tree.norm(gradient),
+        "parameter_norm": optax.tree.norm(params),
+        "update_norm": optax.tree.norm(updates),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
@@ -124,7 +124,7 @@ def make_run_steps(
     step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
     fetch: Callable[[Any, jax.Array], Batch],
     sharding: jax.sharding.Sharding,
-) -> Callable[[TrainState, Any, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The compiled program of several steps in one dispatch.
 
     Args:
@@ -134,14 +134,14 @@ def make_run_steps(
         coming out, and the second call compiles again.
 
     Returns:
-      `run_steps(state, arrays, indices [K, B], count, key) -> (state, metrics [K])`: takes `count <= K`
+      `run_steps(key, state, arrays, indices [K, B], count) -> (state, metrics [K])`: takes `count <= K`
       steps; `state` is donated, and the metrics beyond `count` are zero. `count` is a traced number, so
       that every length runs the same compiled body: where the calls of a run begin and end, and so an
       interruption, cannot change its bits. `lax.scan` would compile the body again for each length.
     """
 
     def run_steps(
-        state: TrainState, arrays: Any, indices: jax.Array, count: jax.Array, key: jax.Array
+        key: jax.Array, state: TrainState, arrays: Any, indices: jax.Array, count: jax.Array
     ) -> tuple[TrainState, Metrics]:
         if len(indices) == 1:
             # No loop around a single step: XLA's CPU backend runs convolutions in a loop body on one
@@ -158,4 +158,4 @@ def make_run_steps(
         history = jax.tree.map(lambda one: jnp.zeros((len(indices),), one.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, history))
 
-    return jax.jit(run_steps, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(run_steps, donate_argnames="state", out_shardings=sharding)

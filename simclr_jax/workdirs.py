@@ -5,16 +5,15 @@ import os
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from simclr_jax import config, logs
+from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 
 _CONFIG = "config.json"
 _RESULT = "result.json"
 
 
-def check(workdir: pathlib.Path, settings: ConfigDict) -> None:
+def check(workdir: pathlib.Path, settings: Config) -> None:
     """Raises `UserError` where `workdir` cannot hold the run of `settings`; writes nothing.
 
     It can be absent, empty, or hold an earlier part of the same run: keys of the config may differ in
@@ -37,7 +36,7 @@ def check(workdir: pathlib.Path, settings: ConfigDict) -> None:
         raise UserError(f"--workdir {workdir} holds files but no run; name a new or empty folder")
 
 
-def create(workdir: pathlib.Path, settings: ConfigDict) -> None:
+def create(workdir: pathlib.Path, settings: Config) -> None:
     """Makes the folder, with the resolved config in it."""
     workdir.mkdir(parents=True, exist_ok=True)
     logs.write_json(workdir / _CONFIG, _as_json(settings))
@@ -54,5 +53,5 @@ def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
     logs.write_json(workdir / _RESULT, result)
 
 
-def _as_json(settings: ConfigDict) -> dict[str, Any]:
+def _as_json(settings: Config) -> dict[str, Any]:
     return json.loads(settings.to_json())  # a round trip, so that tuples compare as JSON's lists

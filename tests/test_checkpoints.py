@@ -28,6 +28,12 @@ def save(checkpoints, step, **metrics):
     checkpoints.save(step, state_of(step), seconds=10.0 * step, metrics=metrics)
 
 
+def restore(checkpoints):
+    restored = checkpoints.restore(state_of(0))
+    assert restored is not None
+    return restored
+
+
 def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
@@ -37,7 +43,7 @@ def test_the_newest_comes_back_bit_for_bit_with_its_clock(folder):
     save(checkpoints, 1)
     save(checkpoints, 2)
     checkpoints.close()
-    state, seconds = open_checkpoints(folder).restore(state_of(0))
+    state, seconds = restore(open_checkpoints(folder))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(2))
     assert seconds == 20.0
 
@@ -80,13 +86,13 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(folder, caplo
     damage(folder / "2")
     checkpoints = open_checkpoints(folder)
     with caplog.at_level(logging.WARNING, "simclr_jax"):
-        state, seconds = checkpoints.restore(state_of(0))
+        state, seconds = restore(checkpoints)
     gc.collect()
     assert int(state["step"]) == 1 and seconds == 10.0
     assert "step 2 is damaged" in caplog.text
     save(checkpoints, 2)  # the run reaches the same step again
     checkpoints.close()
-    assert int(open_checkpoints(folder).restore(state_of(0))[0]["step"]) == 2
+    assert int(restore(open_checkpoints(folder))[0]["step"]) == 2
     assert (folder / "damaged-2").exists()
 
 
@@ -105,7 +111,7 @@ def test_all_damaged_is_an_error(folder):
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (ValueError("Error writing \"x\": No space left on device"), "the disk is full"),
+        (ValueError('Error writing "x": No space left on device'), "the disk is full"),
         (OSError(errno.EROFS, "Read-only file system"), "not writable"),
     ],
 )

@@ -1,5 +1,5 @@
-import importlib.util
 import pathlib
+import runpy
 
 import pytest
 
@@ -10,10 +10,7 @@ RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 
 
 def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return runpy.run_path(str(path))["get_config"]()
 
 
 def valid_config():

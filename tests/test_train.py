@@ -109,17 +109,13 @@ def test_finished_the_same_command_shows_the_result_again(uninterrupted):
 
 
 def assert_same_run(workdir, uninterrupted):
-    jax.tree.map(
-        np.testing.assert_array_equal, final_state(workdir), final_state(uninterrupted)
-    )
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(uninterrupted))
     for ours, theirs in zip(logged(workdir), logged(uninterrupted), strict=True):
         for name in theirs.keys() - {"images_per_second"}:
             assert ours[name] == theirs[name], (ours, name)
 
 
-def test_killed_at_a_random_step_it_ends_with_the_bits_of_a_run_never_stopped(
-    uninterrupted, tmp_path
-):
+def test_killed_at_a_random_step_it_ends_with_the_bits_of_a_run_never_stopped(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_step(process, workdir, int(np.random.default_rng().integers(1, 11)))
@@ -204,5 +200,7 @@ def test_bad_input_is_one_line_with_status_2_and_leaves_nothing(case, tmp_path):
 
 
 def test_importing_the_package_brings_neither_tensorflow_nor_pytorch():
-    code = "import sys, simclr_jax.train, simclr_jax.prepare; print({'tensorflow', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, simclr_jax.train, simclr_jax.prepare; print({'tensorflow', 'torch'} & set(sys.modules))"
+    )
     assert run([sys.executable, "-c", code]).stdout.strip() == "set()"

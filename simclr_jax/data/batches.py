@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
     canvas: jax.Array  # uint8 [B, S, S, 3]
     extent: jax.Array  # int32 [B, 2], height and width of the image on its canvas
-    index: jax.Array  # int32 [B], which image of the data set it is
+    ids: jax.Array  # int32 [B], which images of the data set they are
 
 
 def step_indices(step: int, *, seed: int, images: int, batch_size: int) -> np.ndarray:
@@ -71,6 +71,7 @@ class StreamedBatches:
     ):
         """Starts reading at `first_step`, a few batches ahead."""
         self._sharding = meshes.split(mesh)
+        self._indices_sharding = meshes.split(mesh, axis=1)
         order = dict(seed=seed, images=len(pack), batch_size=batch_size)
 
         def load(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,7 +95,7 @@ class StreamedBatches:
         canvas, extent, index = next(self._batches)
         return (
             jax.device_put((canvas, extent), self._sharding),
-            jax.device_put(index[None], meshes.split(self._sharding.mesh, axis=1)),
+            jax.device_put(index[None], self._indices_sharding),
         )
 
     @staticmethod

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import warnings
 from collections.abc import Generator, Iterator
 from typing import IO
@@ -239,11 +240,14 @@ def _write(
 ) -> _Summary:
     extents, labels = [np.zeros((0, 2), np.int32)], [np.zeros(0, np.int32)]
     unreadable: list[str] = []
+    live = progress and sys.stderr.isatty()
+    if progress and not live:
+        print(f"packing {len(source):,} images of {source.name}", file=sys.stderr)
     with (
         warnings.catch_warnings(),
         contextlib.closing(chunks),
         _synced(folder / "canvas.npy") as file,
-        tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=not progress) as bar,
+        tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=not live) as bar,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata of sound pixels
         # Written front to back, as a full disk ends a process that writes to a memory map. How many

@@ -107,7 +107,8 @@ def draw(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """A random colour [3] of this luma, in 0..1, nearly as vivid as there is room for."""
+    """A random colour [3] of this luma or the nearest in 0.05..0.95, nearly as vivid as there is room for."""
+    luma = min(max(luma, 0.05), 0.95)
     direction = rng.normal(size=3)
     direction -= direction @ _LUMA
     room = np.where(direction > 0, 1 - luma, luma) / np.maximum(np.abs(direction), 1e-6)

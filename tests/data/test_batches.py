@@ -51,7 +51,5 @@ def test_streamed_equals_resident(first_step):
         expected = jax.jit(resident.fetch)(arrays, rows[step])
         stream_arrays, stream_rows = streamed.call(first_step + step, 1)
         assert stream_rows.shape == (1, BATCH)
-        jax.tree.map(
-            np.testing.assert_array_equal, streamed.fetch(stream_arrays, stream_rows[0]), expected
-        )
+        jax.tree.map(np.testing.assert_array_equal, streamed.fetch(stream_arrays, stream_rows[0]), expected)
         np.testing.assert_array_equal(expected.canvas, pack.canvas[np.asarray(rows[step])])

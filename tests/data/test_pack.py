@@ -303,6 +303,6 @@ def test_threads_build_once(cache):
 def test_progress_goes_to_stderr(cache, capfd):
     open_pack(Memory([png(1)]), size=4)
     out, err = capfd.readouterr()
-    assert out == "" and "packing memory" in err
+    assert out == "" and "packing 1 images of memory" in err
     open_pack(Memory([png(1)], fingerprint="two"), size=4, progress=False)
     assert capfd.readouterr() == ("", "")

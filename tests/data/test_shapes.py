@@ -14,7 +14,6 @@ from simclr_jax.data.decode import decode_rgb
 from simclr_jax.data.sources import tfds_source
 from simclr_jax.errors import UserError
 
-
 REFERENCE = pathlib.Path(__file__).parent.parent / "reference" / "shapes.npz"
 
 

@@ -1,0 +1,185 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from simclr_jax import augment, losses, resnet, simclr, training
+from simclr_jax import mesh as meshes
+from simclr_jax.data.batches import Batch, ResidentBatches
+from simclr_jax.data.pack import Pack
+
+IMAGES, BATCH, SIZE = 32, 8, 16
+VIEWS = dict(
+    size=SIZE,
+    crop_area=(0.5, 1.0),
+    crop_aspect=(0.8, 1.25),
+    flip=0.5,
+    jitter=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grayscale=0.2,
+    blur=0.5,
+    blur_sigma=(0.1, 2.0),
+    solarize=0.1,
+    solarize_threshold=0.5,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+def make_pack():
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8)
+    return Pack(
+        canvas=patches.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2),
+        extent=np.full((IMAGES, 2), SIZE, np.int32),
+        label=np.zeros(IMAGES, np.int32),
+        class_names=("a",),
+        name="random",
+        unreadable=0,
+    )
+
+
+def make_model(norm="batch", head_norm="hidden"):
+    rngs = nnx.Rngs(0)
+    encoder = resnet.ResNet(10, width=0.125, norm=norm, rngs=rngs)
+    head = simclr.ProjectionHead(encoder.features, layers=2, hidden=16, out=8, norm=head_norm, rngs=rngs)
+    return simclr.SimCLR(encoder, head)
+
+
+def make_run(mesh, *, steps_per_call, passes="joint", rate=0.1, **model):
+    schedule = optax.constant_schedule(rate)
+    optimizer = optax.sgd(schedule, momentum=0.9)
+    graphdef, state = training.create_state(make_model(**model), optimizer)
+    batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=steps_per_call, mesh=mesh)
+    step = partial(
+        training.train_step,
+        make_views=lambda keys, canvas, extent: jax.lax.with_sharding_constraint(
+            augment.two_views(keys, canvas, extent, **VIEWS), meshes.split(mesh)
+        ),
+        project=partial(training.project, graphdef, passes=passes),
+        loss=partial(losses.nt_xent, temperature=0.5),
+        optimizer=optimizer,
+        learning_rate=schedule,
+    )
+    run_steps = training.make_run_steps(step, batches.fetch, meshes.replicated(mesh))
+    return jax.device_put(state, meshes.replicated(mesh)), batches, run_steps
+
+
+def advance(run, *counts, step=0):
+    state, batches, run_steps = run
+    history = []
+    for count in counts:
+        arrays, indices = batches.call(step, count)
+        state, metrics = run_steps(jax.random.key(1), state, arrays, indices, count)
+        history += [{name: float(values[i]) for name, values in metrics.items()} for i in range(count)]
+        step += count
+    return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def compilations(jitted):
+    return jitted._cache_size()
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def assert_equal_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_where_calls_begin_and_end_changes_no_bit_and_compiles_nothing(one_device):
+    run = make_run(one_device, steps_per_call=4)
+    whole, history = advance(run, 4, 2)
+    parts, parts_history = advance(make_run(one_device, steps_per_call=4)[:2] + run[2:], 1, 3, 2)
+    assert_equal_bits(whole, parts)
+    assert history == parts_history
+    assert compilations(run[2]) == 1
+
+
+def test_single_steps_equal_the_loop_and_compile_once(one_device):
+    run = make_run(one_device, steps_per_call=1)
+    single, single_history = advance(run, 1, 1, 1)
+    looped, looped_history = advance(make_run(one_device, steps_per_call=3), 3)
+    assert_close(single, looped, 1e-4)
+    assert_close(single_history, looped_history, 1e-4)
+    assert compilations(run[2]) == 1
+    assert int(single.step) == 3
+
+
+def test_four_devices_equal_one_with_batchnorm_and_negatives_of_the_whole_batch(one_device):
+    one, one_history = advance(make_run(one_device, steps_per_call=1, rate=0.01), 1, 1)
+    four, four_history = advance(make_run(meshes.data_mesh(BATCH), steps_per_call=1, rate=0.01), 1, 1)
+    assert_close(one, four, 1e-4)
+    assert_close(one_history, four_history, 1e-3)
+
+
+def test_the_same_images_are_learned(one_device):
+    run = make_run(one_device, steps_per_call=1, rate=0.05)
+    _, history = advance(run, *[1] * 40)
+    losses_ = [metrics["loss"] for metrics in history]
+    assert np.mean(losses_[-8:]) < np.mean(losses_[:8]) - 0.2
+    assert all(metrics["gradient_norm"] > 0 for metrics in history)
+
+
+def test_separate_passes_normalise_each_view_by_itself():
+    images = jax.random.uniform(jax.random.key(0), (12, SIZE, SIZE, 3))
+    graphdef, state = training.create_state(make_model(), optax.sgd(0.1))
+    run = jax.jit(partial(training.project, graphdef), static_argnames="passes")
+    joint, _ = run(state.params, state.batch_stats, images, passes="joint")
+    z, stats = run(state.params, state.batch_stats, images, passes="separate")
+    first, first_stats = run(state.params, state.batch_stats, images[:6], passes="joint")
+    second, second_stats = run(state.params, first_stats, images[6:], passes="joint")
+    np.testing.assert_allclose(z, jnp.concatenate([first, second]), atol=1e-5)
+    assert_close(stats, second_stats, 1e-5)
+    assert np.abs(z - joint).max() > 1e-2
+
+
+def test_a_model_without_batchnorm_trains_too(one_device):
+    run = make_run(one_device, steps_per_call=1, norm="group", head_norm="none")
+    state, history = advance(run, 1, 1)
+    assert not jax.tree.leaves(state.batch_stats)
+    assert np.isfinite(history[-1]["loss"])
+
+
+def test_an_image_gets_views_of_its_own_every_step():
+    optimizer = optax.sgd(0.1)
+    keys_seen = []
+
+    def record(keys, canvas, extent):
+        keys_seen.append(jax.random.key_data(keys))
+        return jnp.zeros((2 * len(canvas), 2))
+
+    params = jnp.ones((2,))
+    batch = Batch(jnp.zeros((3, 4, 4, 3)), jnp.zeros((3, 2)), jnp.array([5, 6, 7]))
+    for step in (0, 1):
+        training.train_step(
+            training.TrainState(jnp.int32(step), params, {}, optimizer.init(params)),
+            batch,
+            jax.random.key(0),
+            make_views=record,
+            project=lambda params, stats, views: (views + params[None], stats),
+            loss=lambda z: (z.sum(), {}),
+            optimizer=optimizer,
+            learning_rate=optax.constant_schedule(0.1),
+        )
+    assert len(np.unique(np.concatenate(keys_seen), axis=0)) == 6
