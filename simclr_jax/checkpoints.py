@@ -32,7 +32,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
+            str(folder.absolute()),
             # Orbax's own policies do not match its declaration of one.
             preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [
