@@ -53,11 +53,11 @@ def recipes() -> list[str]:
 def _parse(argv: Sequence[str]) -> None:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError):
-            reason = f"the config cannot be read: {reason}; recipes: {', '.join(recipes())}"
-        raise UserError(reason) from error
+    except (AttributeError, KeyError) as error:  # from ml_collections, with its suggestion
+        reason = " ".join(str(error.args[0]).split())
+        raise UserError(f"no such key of the config: {reason}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     except (SyntaxError, ImportError, NameError) as error:
         raise UserError(f"the config file does not run: {type(error).__name__}: {error}") from error
     if rest[1:]:
@@ -66,5 +66,5 @@ def _parse(argv: Sequence[str]) -> None:
 
 def _keep_compilations() -> None:
     """Keeps compiled programs between runs, in the user's cache, unless JAX was told where or not to."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

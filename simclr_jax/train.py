@@ -190,12 +190,11 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    if _CONFIG.value is None:
-        raise UserError(
-            "name a recipe with --config; there are: " + (", ".join(command.recipes()) or "none here")
-        )
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", name))
+    file = _CONFIG.present and pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file or not file.is_file():
+        missing = f"there is no {file}; " if file else ""
+        raise UserError(f"{missing}name a recipe with --config, such as {', '.join(command.recipes())}")
+    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:
         result = train(_CONFIG.value, workdir, stop)

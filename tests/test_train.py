@@ -176,9 +176,12 @@ BAD_COMMANDS = {
         ["--config", "configs/shapes.py", "--config.evaluation.dataset=stl10"],
         "python -m simclr_jax.prepare stl10",
     ),
-    "unlabelled evaluation set": (
-        ["--config", "configs/folder.py"],
-        "config.data.folder",
+    "no images named": (["--config", "configs/folder.py"], "config.data.folder"),
+    "no such folder": (["--config", "configs/folder.py", "--config.data.folder=/nowhere"], "/nowhere"),
+    "folder of text": (["--config", "configs/folder.py", "--config.data.folder=configs"], "configs"),
+    "reversed range": (
+        ["--config", "configs/shapes.py", "--config.views.crop_area=(1.0, 0.5)"],
+        "low <= high",
     ),
 }
 
