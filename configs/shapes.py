@@ -5,7 +5,7 @@ is left of an image once colour is gone, so the colour jitter is as strong as it
 A linear head: of h after few steps, more is about the class than with a hidden layer (1-NN 71 % against 65 %
 after 400 steps of an earlier drawing of the data).
 Command: python -m simclr_jax.train --config configs/shapes.py
-@@HEADER@@
+Hardware, time, accuracy: two CPU cores, @@SHAPES_MIN@@ minutes, 1-NN @@SHAPES_ACC@@ (raw pixels @@SHAPES_RAW@@).
 """
 
 from simclr_jax.config import Config, default_config

@@ -54,7 +54,8 @@ def _parse(argv: Sequence[str]) -> None:
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # from ml_collections, with its suggestion
-        reason = " ".join(str(error.args[0]).split())
+        text = str(error.args[0]).replace("\\n", "\n")  # quoted once or twice
+        reason = ". ".join(text.translate({ord("'"): None, ord("\\"): None}).splitlines())
         raise UserError(f"no such key of the config: {reason}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error

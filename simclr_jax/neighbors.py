@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _METRICS = ("euclidean", "cosine")
@@ -87,8 +88,8 @@ def one_nn_accuracy(
         if jnp.shape(labels) != expected:
             raise ValueError(f"{name} has shape {jnp.shape(labels)}; expected {expected}")
     _, indices = nearest(queries, bank, 1, metric)
-    predicted = jnp.asarray(bank_labels)[indices[:, 0]]
-    return float(jnp.mean(predicted == jnp.asarray(query_labels), dtype=jnp.float32))
+    predicted = np.asarray(bank_labels)[np.asarray(indices[:, 0])]
+    return float(np.mean(predicted == np.asarray(query_labels)))
 
 
 @partial(jax.jit, static_argnames=("k", "metric", "tile"))

@@ -166,3 +166,19 @@ def test_bad_shapes_are_refused(shape):
 def test_bad_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature is"):
         losses.nt_xent(jnp.ones((4, 2)), temperature=temperature)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it is imported
+def test_value_and_gradient_equal_pytorch_live():
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng().normal(size=(64, 32)).astype(np.float32)
+    z = torch.tensor(values, requires_grad=True)
+    unit = torch.nn.functional.normalize(z)
+    similarity = unit @ unit.T / 0.2
+    similarity = similarity.masked_fill(torch.eye(64, dtype=torch.bool), -torch.inf)
+    expected = torch.nn.functional.cross_entropy(similarity, (torch.arange(64) + 32) % 64)
+    expected.backward()
+    assert z.grad is not None
+    (value, _), gradient = jax.value_and_grad(nt_xent, has_aux=True)(jnp.asarray(values), temperature=0.2)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-6)
