@@ -2,10 +2,11 @@
 
 Source: ours; the paper's recipe (https://arxiv.org/abs/2002.05709) shrunk to two CPU cores. Its class is what
 is left of an image once colour is gone, so the colour jitter is as strong as it gets and the crops are mild.
-A linear head: of h after few steps, more is about the class than with a hidden layer (1-NN 71 % against 65 %
-after 400 steps of an earlier drawing of the data).
+A linear head: of h after few steps, more is about the class than with a hidden layer (1-NN 71 % against about
+66 % after 400 steps of an earlier drawing of the data).
 Command: python -m simclr_jax.train --config configs/shapes.py
-Hardware, time, accuracy: two CPU cores, @@SHAPES_MIN@@ minutes, 1-NN @@SHAPES_ACC@@ (raw pixels @@SHAPES_RAW@@).
+Hardware, time, accuracy: two CPU cores, 2.4 minutes with compilation, 1-NN 91.0 % where raw pixels reach
+40.6 % (one run, seed 0; the same in 13 epochs: 82.7 %).
 """
 
 from simclr_jax.config import Config, default_config
