@@ -1,8 +1,7 @@
 """NT-Xent, the contrastive loss of SimCLR, and how well each view finds its partner.
 
-To train with another loss, write a function with the signature of `nt_xent` here (projections in,
-scalar and metrics out) and call it where `training.train_step` calls `nt_xent`; nothing else knows
-the loss.
+To train with another loss, write a function here from projections to a scalar and metrics, as `nt_xent`
+is, and name it in `recipe.build_step`; nothing else knows the loss.
 """
 
 import jax
