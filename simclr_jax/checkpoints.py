@@ -1,6 +1,5 @@
 """Checkpoints of a run, with Orbax; the only file that knows its names."""
 
-import errno
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, disk_trouble
 
 _logger = logging.getLogger("simclr_jax")
 
@@ -29,6 +28,7 @@ class Checkpoints:
         """
         self._folder = folder
         self._best_metric = best_metric
+        self._failed = False
         policies = ocp.training.preservation_policies
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
@@ -77,12 +77,15 @@ class Checkpoints:
                 force=True,
             )
         except Exception as error:
-            reason = _disk_trouble(error)
+            self._failed = True
+            reason = disk_trouble(error)
             if reason is None:
                 raise
+            last = self.latest_step
+            kept = "there is none before it" if last is None else f"the last good one is of step {last}"
             raise UserError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; the last "
-                f"good one is of step {self.latest_step}. Make room and run the same command again"
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {kept}. "
+                "Put it right and run the same command again"
             ) from error
 
     def restore(self, state: Any) -> tuple[Any, float] | None:
@@ -127,8 +130,9 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Finishes what is being written."""
-        self._checkpointer.close()
+        """Finishes what is being written; after a failed `save`, which told, there is nothing to finish."""
+        if not self._failed:
+            self._checkpointer.close()
 
     def _set_aside(self, step: int) -> None:
         source = self._folder / str(step)
@@ -136,16 +140,3 @@ class Checkpoints:
         if source.exists() and not target.exists():
             source.rename(target)
         self._checkpointer.reload()
-
-
-def _disk_trouble(error: BaseException | None) -> str | None:
-    """What is wrong with the disk, if that is what `error` or a cause of it says."""
-    texts = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
-    texts |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "the folder is not writable")
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in texts:
-            return texts[error.errno]
-        if "No space left on device" in str(error):  # from TensorStore, which raises ValueError
-            return texts[errno.ENOSPC]
-        error = error.__cause__ or error.__context__
-    return None

@@ -1,6 +1,7 @@
 """What every entry does around its work: flags, one-line errors, exit status."""
 
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import jax
 from absl import flags
 
 from simclr_jax.data.sources import cache_dir
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, disk_trouble
 
 
 def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
@@ -28,17 +29,32 @@ def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
         return 0
     # Orbax and TFDS have set up logging by now, and report through absl what no user can act on.
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         _parse(argv)
         _keep_compilations()
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _leave(error)
+    except OSError as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        print(f"error: {reason}: {error}; put it right and run the same command again", file=sys.stderr)
+        return _leave(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _leave(error: Exception) -> int:
+    """Exit status 2; at once where the disk failed, as writers that flush at exit would fail once more."""
+    if disk_trouble(error) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+    return 2
 
 
 def recipes() -> list[str]:

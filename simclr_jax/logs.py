@@ -1,5 +1,6 @@
 """What a run leaves for people to read: a progress line, metrics.jsonl, TensorBoard, small JSON files."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -80,7 +81,7 @@ class RunLog:
             disable=not self._live,
             dynamic_ncols=True,
             smoothing=0.05,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
         )
         self._bar.set_description_str(self._epoch_text(step))
 
@@ -106,18 +107,18 @@ class RunLog:
         if "images_per_second" in values:
             text += f", {values['images_per_second']:,.0f} images/s"
         if self._live:
-            self._bar.set_description_str(self._epoch_text(step), refresh=False)
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_description_str(f"{self._epoch_text(step)}, {text}", refresh=False)
             self._bar.update(step - self._bar.n)
         elif step == self._total_steps or time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
             say(f"{self._epoch_text(step)}, step {step}/{self._total_steps}: {text}")
 
     def close(self) -> None:
-        """Flushes and closes everything."""
+        """Flushes and closes everything; a full disk has been told of where it mattered."""
         self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        for part in (self._file, self._tensorboard):
+            with contextlib.suppress(OSError):
+                part.close()
 
     def _epoch_text(self, step: int) -> str:
         epoch = min(step // self._steps_per_epoch + 1, self._epochs)
