@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 from reference.make_torch_reference import BATCH, RESNETS, draw, draw_weight
 
+from simclr_jax import resnet
 from simclr_jax.resnet import ResNet
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -205,3 +207,26 @@ def test_bad_images_are_refused():
     for shape in ((8, 8, 3), (1, 8, 8, 1)):
         with pytest.raises(ValueError, match="images has shape"):
             model(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (2, 5), (3, 3)])
+def test_a_convolution_of_a_map_smaller_than_its_kernel_is_the_same_convolution(shape, stride):
+    conv = resnet._conv(8, 6, 3, stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (3, *shape, 8))
+    np.testing.assert_allclose(conv(x), nnx.Conv.__call__(conv, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 6, 24])
+def test_the_pool_and_its_gradient_equal_flax_where_nothing_ties(size):
+    x = jax.random.normal(jax.random.key(1), (3, size, size, 4))
+
+    def flax_pool(x):
+        padding: Any = ((1, 1), (1, 1))
+        return nnx.max_pool(x, (3, 3), (2, 2), padding)
+
+    np.testing.assert_array_equal(resnet._max_pool(x), flax_pool(x))
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) ** 2))(x) for pool in (resnet._max_pool, flax_pool)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
