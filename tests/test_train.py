@@ -118,7 +118,7 @@ def assert_same_run(workdir, uninterrupted):
 def test_killed_at_a_random_step_it_ends_with_the_bits_of_a_run_never_stopped(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(process, workdir, int(np.random.default_rng().integers(1, 11)))
+    wait_for_step(process, workdir, int(np.random.default_rng().integers(2, 11)))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = run(command(workdir))
