@@ -21,6 +21,7 @@ def get_config() -> Config:
     config.views.size = 224
     config.views.mean = (0.485, 0.456, 0.406)
     config.views.std = (0.229, 0.224, 0.225)
+    config.views.dtype = "bfloat16"
 
     config.model.depth = 18
     config.model.dtype = "bfloat16"

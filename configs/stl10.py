@@ -25,6 +25,7 @@ def get_config() -> Config:
     config.views.hue = 0.1
     config.views.mean = (0.5, 0.5, 0.5)
     config.views.std = (0.5, 0.5, 0.5)
+    config.views.dtype = "bfloat16"
 
     config.model.depth = 18
     config.model.dtype = "bfloat16"

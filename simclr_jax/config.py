@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from simclr_jax import optimizers, resnet, schedules, simclr
+from simclr_jax import augment, optimizers, resnet, schedules, simclr
 from simclr_jax.errors import UserError
 
 # An ml_collections ConfigDict. Its attributes are known at run time only, and there `check` answers for them.
@@ -38,6 +38,7 @@ def default_config() -> Config:
 
     config.views = ConfigDict()
     views = config.views
+    views.count = 2  # views of each image
     views.size = 224  # pixels, height and width of a view
     views.crop_area = (0.08, 1.0)  # share of the image's area
     views.crop_aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly
@@ -54,6 +55,11 @@ def default_config() -> Config:
     views.solarize_threshold = 0.5  # values at or above it are inverted
     views.mean = (0.0, 0.0, 0.0)  # normalisation, in [0, 1]
     views.std = (1.0, 1.0, 1.0)  # normalisation, above 0
+    views.small_count = 0  # smaller views of each image besides (multi-crop)
+    views.small_size = 96  # pixels
+    views.small_crop_area = (0.05, 0.14)  # share of the image's area
+    views.form = "fast"  # "plain": dm-pix and jnp operations composed, the reference
+    views.dtype = "float32"  # "bfloat16": half the memory traffic, pixels to about 1/256
 
     config.model = ConfigDict()
     model = config.model
@@ -140,6 +146,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _between(0, 2**31 - 1),
     "data.canvas_size": _between(8, 4096),
     "data.max_unreadable": _probability,
+    "views.count": _at_least(1),
     "views.size": _between(8, 1024),
     "views.crop_area": _range(0, 1),
     "views.crop_aspect": _range(0, math.inf),
@@ -156,6 +163,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "views.solarize_threshold": _between(0, 1),
     "views.mean": (lambda v: len(v) == 3 and all(map(math.isfinite, v)), "three numbers"),
     "views.std": (lambda v: len(v) == 3 and min(v) > 0, "three numbers above 0"),
+    "views.small_count": _at_least(0),
+    "views.small_size": _between(8, 1024),
+    "views.small_crop_area": _range(0, 1),
+    "views.form": _one_of(*augment.FORMS),
+    "views.dtype": _one_of("float32", "bfloat16"),
     "model.depth": _one_of(*resnet.DEPTHS),
     "model.width": _above_zero,
     "model.stem": _one_of(*resnet.STEMS),
@@ -211,6 +223,17 @@ def check(config: Config) -> None:
             valid = False
         if not valid:
             raise UserError(f"config.{key} is {values[key]!r}; it must be {expected}")
+    if config.views.count + config.views.small_count < 2:
+        raise UserError(
+            "config.views.count is 1; the loss needs two views of an image, or small_count as well"
+        )
+    for key in ("views.size", "views.small_size"):
+        limit = augment.MAX_ENLARGEMENT * config.data.canvas_size
+        if values[key] > limit and (key == "views.size" or config.views.small_count):
+            raise UserError(
+                f"config.{key} is {values[key]}, more than {augment.MAX_ENLARGEMENT} times the images of "
+                f"config.data.canvas_size={config.data.canvas_size}; set one of them to fit the other"
+            )
     if bool(config.data.dataset) == bool(config.data.folder):
         raise UserError(
             "set either config.data.dataset (a TFDS name) or config.data.folder (a folder of images)"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 _torch_is_unloaded = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
@@ -95,6 +96,10 @@ class RunLog:
         self._file.write({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+
+    def image(self, name: str, image: np.ndarray) -> None:
+        """Shows `image`, uint8 [H, W, 3], in TensorBoard."""
+        self._tensorboard.add_image(name, image, 0, dataformats="HWC")
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Moves the progress line to `step`; where nobody watches a terminal, a line every 10 s.

@@ -13,29 +13,37 @@ from jax.core import Tracer
 _MIN_SQUARED_NORM = 1e-12
 
 
-def nt_xent(z: jax.Array, *, temperature: float | jax.Array) -> tuple[jax.Array, dict]:
+def nt_xent(z: jax.Array, *, temperature: float | jax.Array, views: int = 2) -> tuple[jax.Array, dict]:
     """Normalised-temperature cross-entropy (Chen et al. 2020, arXiv:2002.05709, equation 1).
 
-    Computed in float32 whatever the dtype of `z`. A loss of log(2B - 1) is what a collapsed encoder,
-    all of whose projections are equal, gets.
+    Computed in float32 whatever the dtype of `z`. A loss of log(views * B - 1) is what a collapsed
+    encoder, all of whose projections are equal, gets.
+
+    With more than two views each row has several positives, and its loss is the mean of theirs, each
+    against all other rows: Khosla et al. 2020, arXiv:2004.11362, equation 2, with images for classes.
 
     Args:
-      z: projections [2B, D], the first views of all images and then the second views, so that the
-        positive of row i is row (i + B) mod 2B. Any length: rows are normalised here.
+      z: projections [views * B, D], the first views of all images, then the second views, and so on, so
+        that rows i and j are of one image where i and j agree modulo B. Any length: rows are
+        normalised here.
       temperature: divides the cosine similarities; positive.
+      views: of each image, at least 2.
 
     Returns:
-      The loss, averaged over both directions, and metrics without gradient, each a scalar:
-      `contrast_top1` and `contrast_top5`, the share of rows in [0, 1] whose positive is the most
-      similar, or among the five most similar, of the 2B - 1 other rows, and `positive_rank`, the
-      mean place of the positive (1 is best). A tie, or a NaN, counts against the positive: a
-      collapsed encoder must not look perfect.
+      The loss, averaged over all rows, and metrics without gradient, each a scalar: `contrast_top1` and
+      `contrast_top5`, the share of positives in [0, 1] that are more similar to their row than all, or
+      all but four, of the (B - 1) * views views of other images, and `positive_rank`, the mean place of
+      a positive among them (1 is best). A tie, or a NaN, counts against the positive: a collapsed
+      encoder must not look perfect.
 
     Raises:
-      ValueError: for a shape that is not [2B, D] with B >= 2, or a temperature known not to be > 0.
+      ValueError: for a shape that is not [views * B, D] with B >= 2, fewer than two views, or a
+        temperature known not to be > 0.
     """
-    if z.ndim != 2 or z.shape[0] % 2 or z.shape[0] < 4:
-        raise ValueError(f"z has shape {z.shape}; expected [2B, D] with B >= 2")
+    if views < 2:
+        raise ValueError(f"views is {views}; expected at least 2")
+    if z.ndim != 2 or z.shape[0] % views or z.shape[0] < 2 * views:
+        raise ValueError(f"z has shape {z.shape}; expected [{views} * B, D] with B >= 2")
     if not isinstance(temperature, Tracer) and not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a number > 0")
 
@@ -48,19 +56,27 @@ def nt_xent(z: jax.Array, *, temperature: float | jax.Array) -> tuple[jax.Array,
 
     # Masks instead of gathers: under a sharded batch they stay where the rows are.
     row = jnp.arange(z.shape[0])
-    partner = jnp.roll(row, z.shape[0] // 2)
     logits = jnp.where(row[:, None] == row[None, :], -jnp.inf, logits)
-    positive = jnp.sum(jnp.where(partner[:, None] == row[None, :], logits, 0.0), axis=1)
-    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
-    return loss, _retrieval(*jax.lax.stop_gradient((logits, positive)))
+    images = z.shape[0] // views
+    partners = [jnp.roll(row, shift * images) for shift in range(1, views)]
+    positives = jnp.stack(
+        [jnp.sum(jnp.where(partner[:, None] == row[None, :], logits, 0.0), axis=1) for partner in partners]
+    )
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.mean(positives, axis=0))
+    same_image = (row[:, None] - row[None, :]) % images == 0
+    return loss, _retrieval(*jax.lax.stop_gradient((logits, positives)), same_image)
 
 
-def _retrieval(logits: jax.Array, positive: jax.Array) -> dict:
-    # "Not smaller" holds for the positive itself, so the count is already the rank; for ties and
-    # NaN, which so rank last; and not for the masked diagonal.
-    rank = jnp.sum(~(logits < positive[:, None]), axis=1)
+def _retrieval(logits: jax.Array, positives: jax.Array, same_image: jax.Array) -> dict:
+    """Places of `positives` [views - 1, R] among the `logits` [R, R] of other images."""
+
+    def rank(positive: jax.Array) -> jax.Array:
+        # "Not smaller" holds for ties and NaN, which so rank last.
+        return 1 + jnp.sum(~(logits < positive[:, None]) & ~same_image, axis=1)
+
+    ranks = jnp.stack([rank(positive) for positive in positives])
     return {
-        "contrast_top1": jnp.mean(rank <= 1, dtype=jnp.float32),
-        "contrast_top5": jnp.mean(rank <= 5, dtype=jnp.float32),
-        "positive_rank": jnp.mean(rank, dtype=jnp.float32),
+        "contrast_top1": jnp.mean(ranks <= 1, dtype=jnp.float32),
+        "contrast_top5": jnp.mean(ranks <= 5, dtype=jnp.float32),
+        "positive_rank": jnp.mean(ranks, dtype=jnp.float32),
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -85,6 +86,69 @@ def build_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientT
     )
 
 
+def view_options(config: Config) -> dict[str, Any]:
+    """The keyword arguments of `augment.random_views` for the large views, their number apart."""
+    options = config.views.to_dict()
+    return {name: value for name, value in options.items() if name != "count" and "small" not in name}
+
+
+def build_views(config: Config, mesh: Mesh) -> Callable[..., tuple[jax.Array, ...]]:
+    """(keys [B], canvas, extent) to the views of the images, arrays [n * B, size, size, 3].
+
+    The small views come after the large ones. With separate passes each view of all images is an array,
+    otherwise each size.
+    """
+    views = config.views
+    large = view_options(config)
+    small = large | {"size": views.small_size, "crop_area": views.small_crop_area}
+
+    def make(keys: jax.Array, canvas: jax.Array, extent: jax.Array) -> list[jax.Array]:
+        """The views of each device's own images, [n, B / devices, size, size, 3]."""
+        made = [augment.random_views(keys, canvas, extent, count=views.count, **large)]
+        if views.small_count:
+            made.append(
+                augment.random_views(
+                    keys, canvas, extent, count=views.small_count, first=views.count, **small
+                )
+            )
+        return [images.reshape(-1, len(canvas), *images.shape[1:]) for images in made]
+
+    # The compiler would split a loop over the images of a sharded batch badly, or not at all.
+    make = jax.shard_map(
+        make,
+        mesh=mesh,
+        in_specs=meshes.split(mesh).spec,
+        out_specs=meshes.split(mesh, 1).spec,
+        check_vma=False,
+    )
+
+    def make_views(keys: jax.Array, canvas: jax.Array, extent: jax.Array) -> tuple[jax.Array, ...]:
+        made = make(keys, canvas, extent)
+        if config.model.passes == "separate":
+            return tuple(view for images in made for view in images)
+        return tuple(
+            jax.lax.with_sharding_constraint(images.reshape(-1, *images.shape[2:]), meshes.split(mesh))
+            for images in made
+        )
+
+    return make_views
+
+
+def first_views(config: Config, images: pack.Pack, *, limit: int) -> np.ndarray:
+    """The views of the first step's first `limit` images, as people look at them.
+
+    Returns:
+      float32 [views, n, size, size, 3] in [0, 1], the large views without their normalisation.
+    """
+    ids = batches.step_indices(0, seed=config.seed, images=len(images), batch_size=config.train.batch_size)
+    ids = jnp.asarray(ids[:limit])
+    keys = training.image_keys(jax.random.key(config.seed), 0, ids)
+    options = view_options(config) | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "dtype": "float32"}
+    make = jax.jit(partial(augment.random_views, count=config.views.count, **options))
+    views = np.asarray(make(keys, images.canvas[ids], images.extent[ids]))
+    return views.reshape(config.views.count, len(ids), *views.shape[1:])
+
+
 def build_step(
     config: Config,
     graphdef: nnx.GraphDef,
@@ -93,16 +157,12 @@ def build_step(
     mesh: Mesh,
 ) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
     """`training.train_step` with everything but state, batch and key filled in."""
-
-    def make_views(keys: jax.Array, canvas: jax.Array, extent: jax.Array) -> jax.Array:
-        views = augment.two_views(keys, canvas, extent, **config.views.to_dict())
-        return jax.lax.with_sharding_constraint(views, meshes.split(mesh))
-
+    views = config.views.count + config.views.small_count
     return partial(
         training.train_step,
-        make_views=make_views,
-        project=partial(training.project, graphdef, passes=config.model.passes),
-        loss=partial(losses.nt_xent, temperature=config.loss.temperature),
+        make_views=build_views(config, mesh),
+        project=partial(training.project, graphdef),
+        loss=partial(losses.nt_xent, temperature=config.loss.temperature, views=views),
         optimizer=optimizer,
         learning_rate=schedule,
     )

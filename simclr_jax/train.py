@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import command, config, loop, recipe, training, workdirs
+from simclr_jax import command, config, loop, recipe, sheet, training, workdirs
 from simclr_jax import mesh as meshes
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import Config
@@ -29,6 +29,7 @@ from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True)
+_VIEWS_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -98,6 +99,8 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
             return accuracy
 
         if not log.records:
+            views = recipe.first_views(settings, images, limit=_VIEWS_SHOWN)
+            log.image("views", sheet.view_grid(views))
             say(f"1-NN on {evaluation_set}, {settings.evaluation.metric} distance:")
             raw_pixels = recipe.raw_pixel_accuracy(settings, evaluation_set)
             say(f"  raw pixels         {raw_pixels:.1%}")

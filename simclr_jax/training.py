@@ -1,6 +1,6 @@
 """The training state and the pure step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,30 +45,32 @@ def create_state(
 
 
 def project(
-    graphdef: nnx.GraphDef, params: Any, batch_stats: Any, images: jax.Array, *, passes: str
+    graphdef: nnx.GraphDef, params: Any, batch_stats: Any, views: Sequence[jax.Array]
 ) -> tuple[jax.Array, Any]:
-    """Projections of a batch of views in training mode.
+    """Projections of views in training mode.
 
     Args:
       graphdef: structure of a `SimCLR` model in training mode.
       params: its parameters.
       batch_stats: its running statistics.
-      images: float [2B, H, W, 3], first views of all images, then second views.
-      passes: `"joint"`: one forward pass, BatchNorm normalises over all 2B views, as the paper's code
-        does. `"separate"`: one pass a view, BatchNorm over B views each; the networks are the same, the
-        gradients are not. Two of the published ResNet-18 recipes do it.
+      views: float [n, H, W, 3] each. Every array is a forward pass of its own, over which BatchNorm
+        takes its statistics.
 
     Returns:
-      z float32 [2B, D], and the running statistics after it.
+      z float32 [sum of n, D], and the running statistics after all passes.
     """
-    if passes == "separate":
-        first, second = jnp.split(images, 2)
-        z_first, batch_stats = project(graphdef, params, batch_stats, first, passes="joint")
-        z_second, batch_stats = project(graphdef, params, batch_stats, second, passes="joint")
-        return jnp.concatenate([z_first, z_second]), batch_stats
-    model = nnx.merge(graphdef, params, batch_stats)
-    _, z = model(images)
-    return z, nnx.as_pure(nnx.state(model, nnx.BatchStat))
+    projections = []
+    for images in views:
+        model = nnx.merge(graphdef, params, batch_stats)
+        _, z = model(images)
+        batch_stats = nnx.as_pure(nnx.state(model, nnx.BatchStat))
+        projections.append(z)
+    return jnp.concatenate(projections), batch_stats
+
+
+def image_keys(key: jax.Array, step: jax.Array | int, ids: jax.Array) -> jax.Array:
+    """The keys [B] of the images `ids` int32 [B] at a step of a run with `key`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), ids)
 
 
 def train_step(
@@ -76,8 +78,8 @@ def train_step(
     batch: Batch,
     key: jax.Array,
     *,
-    make_views: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    project: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]],
+    make_views: Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]],
+    project: Callable[[Any, Any, Sequence[jax.Array]], tuple[jax.Array, Any]],
     loss: Callable[[jax.Array], tuple[jax.Array, Metrics]],
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
@@ -87,10 +89,10 @@ def train_step(
     Args:
       state: state before the step.
       batch: B images.
-      key: the run's key. The step's is folded from it with `state.step`, an image's from that with its
-        index, so a resumed run sees the views that it would have seen.
-      make_views: (keys [B], canvas, extent) to float [2B, H, W, 3].
-      project: (params, batch_stats, views) to (z [2B, D], batch_stats).
+      key: the run's key, from which `image_keys` folds those of the images, so that a resumed run sees
+        the views that it would have seen.
+      make_views: (keys [B], canvas, extent) to arrays of views, one a forward pass.
+      project: (params, batch_stats, views) to (z [views * B, D], batch_stats).
       loss: z to (scalar, metrics).
       optimizer: Optax transformation.
       learning_rate: schedule, for the log only; `optimizer` has its own.
@@ -98,8 +100,7 @@ def train_step(
     Returns:
       State after the step, and scalar metrics of it.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), batch.ids)
-    views = make_views(keys, batch.canvas, batch.extent)
+    views = make_views(image_keys(key, state.step, batch.ids), batch.canvas, batch.extent)
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
         z, batch_stats = project(params, state.batch_stats, views)

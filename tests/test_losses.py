@@ -13,24 +13,26 @@ from reference.make_torch_reference import draw
 from simclr_jax import losses
 
 # Jitted, as training uses it; without, each of its operations would compile by itself.
-nt_xent = jax.jit(losses.nt_xent)
+nt_xent = jax.jit(losses.nt_xent, static_argnames="views")
 
 REFERENCE = Path(__file__).parent / "reference"
 
 
-def slow_nt_xent(z, temperature):
+def slow_nt_xent(z, temperature, views=2):
     """Equation 1 of the paper and the ranks, pair by pair, in float64."""
     z = np.asarray(z, np.float64)
-    rows = len(z)
+    rows, images = len(z), len(z) // views
     terms, ranks = [], []
     for i in range(rows):
         similarity = {
             k: z[i] @ z[k] / np.linalg.norm(z[i]) / np.linalg.norm(z[k]) for k in range(rows) if k != i
         }
-        j = (i + rows // 2) % rows
         total = sum(np.exp(s / temperature) for s in similarity.values())
-        terms.append(-np.log(np.exp(similarity[j] / temperature) / total))
-        ranks.append(1 + sum(s >= similarity[j] for k, s in similarity.items() if k != j))
+        others = [s for k, s in similarity.items() if k % images != i % images]
+        for j in range(i % images, rows, images):
+            if j != i:
+                terms.append(-np.log(np.exp(similarity[j] / temperature) / total))
+                ranks.append(1 + sum(s >= similarity[j] for s in others))
     ranks = np.array(ranks)
     return np.mean(terms), {
         "contrast_top1": np.mean(ranks <= 1),
@@ -47,10 +49,10 @@ def loss_of(z, temperature=0.5):
 value_and_gradient = jax.jit(jax.value_and_grad(loss_of))
 
 
-def correlated(pairs, width):
+def correlated(images, width, views=2):
     """Projections whose positives are somewhat alike, so that no metric is at an end."""
-    shared = draw("shared", (pairs, width))
-    return jnp.asarray(np.concatenate([shared, shared]) + draw("noise", (2 * pairs, width)))
+    shared = draw("shared", (images, width))
+    return jnp.asarray(np.concatenate([shared] * views) + draw("noise", (views * images, width)))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
@@ -61,11 +63,11 @@ def test_value_and_gradient_equal_pytorch(temperature):
     np.testing.assert_allclose(gradient, expected["gradient"], atol=2e-6)
 
 
-@pytest.mark.parametrize("pairs", [2, 3, 24])
-def test_value_and_metrics_equal_the_slow_form(pairs):
-    z = correlated(pairs, 6)
-    loss, metrics = nt_xent(z, temperature=0.2)
-    expected_loss, expected_metrics = slow_nt_xent(z, 0.2)
+@pytest.mark.parametrize("images, views", [(2, 2), (3, 2), (24, 2), (2, 3), (9, 4), (5, 8)])
+def test_value_and_metrics_equal_the_slow_form(images, views):
+    z = correlated(images, 6, views)
+    loss, metrics = nt_xent(z, temperature=0.2, views=views)
+    expected_loss, expected_metrics = slow_nt_xent(z, 0.2, views)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
@@ -74,6 +76,8 @@ def test_value_and_metrics_equal_the_slow_form(pairs):
 
 def test_gradient_by_finite_differences():
     check_grads(loss_of, (correlated(3, 4),), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    three = jax.jit(lambda z: losses.nt_xent(z, temperature=0.5, views=3)[0])
+    check_grads(three, (correlated(3, 4, 3),), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 def test_metrics_carry_no_gradient():
@@ -102,6 +106,9 @@ def test_collapse_is_log_of_the_others_and_ranks_last():
     np.testing.assert_allclose(loss, np.log(15), rtol=1e-6)
     assert (metrics["contrast_top1"], metrics["contrast_top5"]) == (0, 0)
     assert metrics["positive_rank"] == 15
+    loss, metrics = nt_xent(jnp.ones((16, 4)), temperature=0.5, views=4)
+    np.testing.assert_allclose(loss, np.log(15), rtol=1e-6)
+    assert metrics["positive_rank"] == 13
 
 
 def test_nan_ranks_last():
@@ -158,8 +165,16 @@ def test_a_traced_temperature_compiles_once():
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4), (0, 4), (8,), (2, 4, 4)])
 def test_bad_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"z has shape .* expected \[2B, D\]"):
+    with pytest.raises(ValueError, match=r"z has shape .* expected \[2 \* B, D\]"):
         losses.nt_xent(jnp.zeros(shape), temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    "rows, views, message", [(8, 3, r"\[3 \* B, D\]"), (3, 3, "B >= 2"), (4, 1, "views is 1")]
+)
+def test_views_that_do_not_fit_are_refused(rows, views, message):
+    with pytest.raises(ValueError, match=message):
+        losses.nt_xent(jnp.ones((rows, 4)), temperature=0.5, views=views)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

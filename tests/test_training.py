@@ -7,30 +7,24 @@ import optax
 import pytest
 from flax import nnx
 
-from simclr_jax import augment, losses, resnet, simclr, training
+from simclr_jax import losses, recipe, resnet, simclr, training
 from simclr_jax import mesh as meshes
+from simclr_jax.config import default_config
 from simclr_jax.data.batches import Batch, ResidentBatches
 from simclr_jax.data.pack import Pack
 
 IMAGES, BATCH, SIZE = 32, 8, 16
-VIEWS = dict(
-    size=SIZE,
-    crop_area=(0.5, 1.0),
-    crop_aspect=(0.8, 1.25),
-    flip=0.5,
-    jitter=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    grayscale=0.2,
-    blur=0.5,
-    blur_sigma=(0.1, 2.0),
-    solarize=0.1,
-    solarize_threshold=0.5,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-)
+
+
+def make_config(passes="joint", **views):
+    """Views that are quick to make, and of which every operation is used."""
+    config = default_config()
+    config.views.update(
+        {"size": SIZE, "crop_area": (0.5, 1.0), "crop_aspect": (0.8, 1.25), "solarize": 0.1} | views
+    )
+    config.views.update({"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
+    config.model.passes = passes
+    return config
 
 
 def make_pack():
@@ -53,18 +47,17 @@ def make_model(norm="batch", head_norm="hidden"):
     return simclr.SimCLR(encoder, head)
 
 
-def make_run(mesh, *, steps_per_call, passes="joint", rate=0.1, **model):
+def make_run(mesh, *, steps_per_call, passes="joint", views=None, rate=0.1, **model):
+    config = make_config(passes, **(views or {}))
     schedule = optax.constant_schedule(rate)
     optimizer = optax.sgd(schedule, momentum=0.9)
     graphdef, state = training.create_state(make_model(**model), optimizer)
     batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=steps_per_call, mesh=mesh)
     step = partial(
         training.train_step,
-        make_views=lambda keys, canvas, extent: jax.lax.with_sharding_constraint(
-            augment.two_views(keys, canvas, extent, **VIEWS), meshes.split(mesh)
-        ),
-        project=partial(training.project, graphdef, passes=passes),
-        loss=partial(losses.nt_xent, temperature=0.5),
+        make_views=recipe.build_views(config, mesh),
+        project=partial(training.project, graphdef),
+        loss=partial(losses.nt_xent, temperature=0.5, views=config.views.count + config.views.small_count),
         optimizer=optimizer,
         learning_rate=schedule,
     )
@@ -141,14 +134,42 @@ def test_the_same_images_are_learned(one_device):
     assert all(metrics["gradient_norm"] > 0 for metrics in history)
 
 
+def test_more_and_smaller_views_train_and_four_devices_equal_one(one_device):
+    views = {"count": 3, "small_count": 2, "small_size": 8, "small_crop_area": (0.2, 0.5)}
+    runs = [
+        make_run(mesh, steps_per_call=1, views=views, rate=0.01)
+        for mesh in (one_device, meshes.data_mesh(BATCH))
+    ]
+    (one, one_history), (four, four_history) = (advance(run, 1, 1) for run in runs)
+    assert_close(one, four, 1e-4)
+    assert_close(one_history, four_history, 1e-3)
+    assert one_history[0]["loss"] < np.log(5 * BATCH - 1) + 0.5
+
+
+@pytest.mark.parametrize("passes", ["joint", "separate"])
+def test_views_are_one_array_a_pass(one_device, passes):
+    pack = make_pack()
+    keys = training.image_keys(jax.random.key(0), 0, jnp.arange(BATCH))
+    config = make_config(passes, count=2, small_count=1, small_size=8)
+    views = jax.jit(recipe.build_views(config, one_device))(keys, pack.canvas[:BATCH], pack.extent[:BATCH])
+    sizes = [SIZE, SIZE, 8] if passes == "separate" else [SIZE, 8]
+    counts = [1, 1, 1] if passes == "separate" else [2, 1]
+    assert [view.shape for view in views] == [
+        (count * BATCH, size, size, 3) for count, size in zip(counts, sizes, strict=True)
+    ]
+    plain = make_config(passes, count=2, small_count=1, small_size=8, form="plain")
+    others = jax.jit(recipe.build_views(plain, one_device))(keys, pack.canvas[:BATCH], pack.extent[:BATCH])
+    assert_close(views, others, 1e-4)
+
+
 def test_separate_passes_normalise_each_view_by_itself():
     images = jax.random.uniform(jax.random.key(0), (12, SIZE, SIZE, 3))
     graphdef, state = training.create_state(make_model(), optax.sgd(0.1))
-    run = jax.jit(partial(training.project, graphdef), static_argnames="passes")
-    joint, _ = run(state.params, state.batch_stats, images, passes="joint")
-    z, stats = run(state.params, state.batch_stats, images, passes="separate")
-    first, first_stats = run(state.params, state.batch_stats, images[:6], passes="joint")
-    second, second_stats = run(state.params, first_stats, images[6:], passes="joint")
+    run = jax.jit(partial(training.project, graphdef))
+    joint, _ = run(state.params, state.batch_stats, [images])
+    z, stats = run(state.params, state.batch_stats, [images[:6], images[6:]])
+    first, first_stats = run(state.params, state.batch_stats, [images[:6]])
+    second, second_stats = run(state.params, first_stats, [images[6:]])
     np.testing.assert_allclose(z, jnp.concatenate([first, second]), atol=1e-5)
     assert_close(stats, second_stats, 1e-5)
     assert np.abs(z - joint).max() > 1e-2
@@ -167,7 +188,7 @@ def test_an_image_gets_views_of_its_own_every_step():
 
     def record(keys, canvas, extent):
         keys_seen.append(jax.random.key_data(keys))
-        return jnp.zeros((2 * len(canvas), 2))
+        return [jnp.zeros((2 * len(canvas), 2))]
 
     params = jnp.ones((2,))
     batch = Batch(jnp.zeros((3, 4, 4, 3)), jnp.zeros((3, 2)), jnp.array([5, 6, 7]))
@@ -177,7 +198,7 @@ def test_an_image_gets_views_of_its_own_every_step():
             batch,
             jax.random.key(0),
             make_views=record,
-            project=lambda params, stats, views: (views + params[None], stats),
+            project=lambda params, stats, views: (views[0] + params[None], stats),
             loss=lambda z: (z.sum(), {}),
             optimizer=optimizer,
             learning_rate=optax.constant_schedule(0.1),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torchvision import transforms
 from torchvision.transforms import functional
+from torchvision_cases import CASES, blur_case, colour_case, crop_case
 
 SIDE = 24
 BOXES = 40
@@ -113,6 +114,25 @@ def blurs(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
+def many_cases() -> dict[str, np.ndarray]:
+    """Each operation on hundreds of images of many sizes, with parameters of their own."""
+    results: dict[str, list[np.ndarray]] = {}
+
+    def keep(name: str, result: torch.Tensor) -> None:
+        results.setdefault(f"cases_{name}", []).append(array(result).ravel())
+
+    for number in range(CASES):
+        image, box, size = crop_case(number)
+        keep("crop", functional.resized_crop(tensor(image), *box, [size, size], antialias=True))
+        image, sigma, kernel = blur_case(number)
+        keep("blur", functional.gaussian_blur(tensor(image), [kernel] * 2, [sigma] * 2))
+        image, values = colour_case(number)
+        for name, value in values.items():
+            operation = functional.solarize if name == "solarize" else getattr(functional, f"adjust_{name}")
+            keep(name, operation(tensor(image), value))
+    return {name: np.concatenate(arrays) for name, arrays in results.items()}
+
+
 def crop_samples() -> dict[str, np.ndarray]:
     """Boxes that torchvision draws, [extents, SAMPLES, 4]."""
     torch.manual_seed(0)
@@ -128,6 +148,6 @@ def crop_samples() -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     generator = np.random.default_rng(0)
-    arrays = crops(generator) | colours(generator) | blurs(generator) | crop_samples()
+    arrays = crops(generator) | colours(generator) | blurs(generator) | crop_samples() | many_cases()
     np.savez_compressed(OUT, allow_pickle=False, **arrays)
     print(f"{OUT}: {OUT.stat().st_size} bytes")
