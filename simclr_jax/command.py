@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from simclr_jax.data.sources import cache_dir
 from simclr_jax.errors import UserError, disk_trouble
@@ -57,7 +58,17 @@ def _leave(error: Exception) -> int:
     return 2
 
 
-def recipes() -> list[str]:
+def config_file(flag: str) -> pathlib.Path:
+    """The file that the config flag of that name was given. Raises `UserError` where there is none."""
+    present = flags.FLAGS[flag].present
+    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag])) if present else None
+    if file is None or not file.is_file():
+        missing = f"there is no {file}; " if file else ""
+        raise UserError(f"{missing}name a recipe with --{flag}, such as {', '.join(_recipes())}")
+    return file
+
+
+def _recipes() -> list[str]:
     """The configs in `configs/`, of the current folder or else of this checkout."""
     for folder in (pathlib.Path("configs"), pathlib.Path(__file__).parent.parent / "configs"):
         found = sorted(folder.glob("*.py"))

@@ -134,19 +134,33 @@ def build_views(config: Config, mesh: Mesh) -> Callable[..., tuple[jax.Array, ..
     return make_views
 
 
-def first_views(config: Config, images: pack.Pack, *, limit: int) -> np.ndarray:
-    """The views of the first step's first `limit` images, as people look at them.
+def first_images(config: Config, images: pack.Pack, limit: int) -> np.ndarray:
+    """int32 [n]: the first `limit` images of training's first step, fewer where it has fewer."""
+    batch_size = min(config.train.batch_size, len(images))
+    return batches.step_indices(0, seed=config.seed, images=len(images), batch_size=batch_size)[:limit]
+
+
+def first_views(
+    config: Config, images: pack.Pack, ids: np.ndarray, *, count: int, first: int = 0, **changes: Any
+) -> np.ndarray:
+    """Views of some images as people look at them, with the keys that training's first step gives them.
+
+    Args:
+      config: a checked config.
+      images: its data set.
+      ids: int32 [n], which images.
+      count: views of each.
+      first: number of the first view.
+      **changes: options of `augment.random_views` that are not the config's.
 
     Returns:
-      float32 [views, n, size, size, 3] in [0, 1], the large views without their normalisation.
+      float32 [count, n, size, size, 3] in [0, 1], not normalised.
     """
-    ids = batches.step_indices(0, seed=config.seed, images=len(images), batch_size=config.train.batch_size)
-    ids = jnp.asarray(ids[:limit])
-    keys = training.image_keys(jax.random.key(config.seed), 0, ids)
-    options = view_options(config) | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "dtype": "float32"}
-    make = jax.jit(partial(augment.random_views, count=config.views.count, **options))
-    views = np.asarray(make(keys, images.canvas[ids], images.extent[ids]))
-    return views.reshape(config.views.count, len(ids), *views.shape[1:])
+    options = view_options(config) | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | changes
+    keys = training.image_keys(jax.random.key(config.seed), 0, jnp.asarray(ids))
+    make = jax.jit(partial(augment.random_views, count=count, first=first, **options))
+    views = make(keys, images.canvas[ids], images.extent[ids])
+    return np.asarray(views, np.float32).reshape(count, len(ids), *views.shape[1:])
 
 
 def build_step(

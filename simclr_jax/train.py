@@ -29,7 +29,7 @@ from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True)
-_VIEWS_SHOWN = 8  # images of the first batch whose views TensorBoard shows
+_IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -99,7 +99,8 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
             return accuracy
 
         if not log.records:
-            views = recipe.first_views(settings, images, limit=_VIEWS_SHOWN)
+            ids = recipe.first_images(settings, images, _IMAGES_SHOWN)
+            views = recipe.first_views(settings, images, ids, count=settings.views.count)
             log.image("views", sheet.view_grid(views))
             say(f"1-NN on {evaluation_set}, {settings.evaluation.metric} distance:")
             raw_pixels = recipe.raw_pixel_accuracy(settings, evaluation_set)
@@ -193,10 +194,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    file = _CONFIG.present and pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file or not file.is_file():
-        missing = f"there is no {file}; " if file else ""
-        raise UserError(f"{missing}name a recipe with --config, such as {', '.join(command.recipes())}")
+    file = command.config_file("config")
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:

@@ -20,7 +20,9 @@ def make_config(passes="joint", **views):
     """Views that are quick to make, and of which every operation is used."""
     config = default_config()
     config.views.update(
-        {"size": SIZE, "crop_area": (0.5, 1.0), "crop_aspect": (0.8, 1.25), "solarize": 0.1} | views
+        {"size": SIZE, "crop_area": (0.5, 1.0), "crop_aspect": (0.8, 1.25), "solarize": 0.1}
+        | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+        | views
     )
     config.views.update({"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
     config.model.passes = passes
