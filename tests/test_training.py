@@ -9,6 +9,7 @@ from flax import nnx
 
 from simclr_jax import losses, recipe, resnet, simclr, training
 from simclr_jax import mesh as meshes
+from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import default_config
 from simclr_jax.data.batches import Batch, ResidentBatches
 from simclr_jax.data.pack import Pack
@@ -206,3 +207,35 @@ def test_an_image_gets_views_of_its_own_every_step():
             learning_rate=optax.constant_schedule(0.1),
         )
     assert len(np.unique(np.concatenate(keys_seen), axis=0)) == 6
+
+
+def test_a_resumed_run_sees_the_same_pixels(one_device, tmp_path):
+    """Step 1 of a run that went on, and of one that was saved after step 0, restored and went on."""
+    config, optimizer = make_config("joint", blur=0.0), optax.sgd(0.1)
+    batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=1, mesh=one_device)
+    step = jax.jit(
+        partial(
+            training.train_step,
+            make_views=recipe.build_views(config, one_device),
+            project=lambda weight, stats, views: (views[0] * weight, stats),
+            loss=lambda z: (jnp.mean(z**2), {"pixels": z}),
+            optimizer=optimizer,
+            learning_rate=optax.constant_schedule(0.1),
+        )
+    )
+
+    def run(state):
+        arrays, indices = batches.call(int(state.step), 1)
+        return step(state, batches.fetch(arrays, indices[0]), jax.random.key(0))
+
+    weight = jnp.ones(())
+    state = training.TrainState(jnp.zeros((), jnp.int32), weight, {}, optimizer.init(weight))
+    state, first = run(state)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, best_metric="loss")
+    checkpoints.save(1, state, seconds=1.0, metrics={"loss": 0.0})
+    restored = checkpoints.restore(state)
+    checkpoints.close()
+    assert restored is not None
+    (_, second), (_, resumed) = run(state), run(restored[0])
+    np.testing.assert_array_equal(second["pixels"], resumed["pixels"])
+    assert np.abs(np.asarray(first["pixels"]) - np.asarray(second["pixels"])).mean() > 0.1

@@ -1,0 +1,36 @@
+"""Measures the package: `python -m simclr_jax.benchmark NAME [--FLAG=VALUE ...]`.
+
+    augment    images/s of the views and of each operation, beside dm-pix, torchvision and Kornia
+
+`python -m simclr_jax.benchmark NAME --help` lists the flags.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = ("augment",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark that `argv[1]` names with the flags after it.
+
+    Returns:
+      Its exit status; 2 after a line that lists the names where there is none such.
+    """
+    name = argv[1] if len(argv) > 1 else ""
+    if name in ("-h", "-help", "--help"):
+        print((__doc__ or "").strip())
+        return 0
+    if name not in BENCHMARKS:
+        problem = f"there is no benchmark {name!r}" if name else "which benchmark?"
+        print(f"error: {problem}; name one of: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    benchmark = importlib.import_module(f"simclr_jax.benchmark.{name}")
+    from simclr_jax import command
+
+    return command.run(benchmark.main, [argv[0], *argv[2:]], usage=benchmark.__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,329 @@
+"""What the package's augmentation is measured against: a tutorial's chain, torchvision and Kornia.
+
+Everyone does the same operations with the same ranges, those of SimCLR, which stand here. This module
+imports neither JAX nor PyTorch before they are needed: the processes that work on PIL images import it and
+stay without JAX.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import random
+import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import numpy as np
+
+OPERATIONS = (
+    "chain",
+    "crop",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "jitter",
+    "grayscale",
+    "blur",
+    "solarize",
+    "normalize",
+)
+
+AREA = (0.08, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+FLIP = 0.5
+STRENGTHS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+FACTORS = (0.2, 1.8)  # what a strength of 0.8 means
+TURNS = (-0.2, 0.2)
+JITTER = 0.8
+GRAYSCALE = 0.2
+SIGMA = (0.1, 2.0)
+BLUR = 0.5
+THRESHOLD = 0.5
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+
+# The chain as `augment.random_views` takes it.
+CHAIN = {
+    "crop_area": AREA,
+    "crop_aspect": ASPECT,
+    "flip": FLIP,
+    "jitter": JITTER,
+    **STRENGTHS,
+    "grayscale": GRAYSCALE,
+    "blur": BLUR,
+    "blur_sigma": SIGMA,
+    "mean": MEAN,
+    "std": STD,
+}
+
+
+# ------------------------------------------------------------------------------------ tutorial
+
+
+def tutorial_view(key: Any, image: Any) -> Any:
+    """One view as the UvA tutorial on SimCLR in JAX makes it, with dm-pix and without a crop.
+
+    Written after https://uvadlc-notebooks.readthedocs.io/en/latest/tutorial_notebooks/JAX/tutorial17/SimCLR.html:
+    flip; brightness, contrast, saturation and hue in this order, clipped after each, kept for four views of
+    five; gray for one of five; a blur of 9 taps always; to [-1, 1].
+
+    Args:
+      key: a typed random key.
+      image: float [H, W, 3] in [0, 1].
+
+    Returns:
+      An image of the same shape and type, in [-1, 1].
+    """
+    import dm_pix as pix
+    import jax
+    import jax.numpy as jnp
+
+    keys = iter(jax.random.split(key, 8))
+    image = pix.random_flip_left_right(next(keys), image)
+
+    factor = jax.random.uniform(next(keys), dtype=image.dtype, minval=0.5, maxval=1.5)
+    jittered = jnp.clip(image * factor, 0, 1)
+    jittered = jnp.clip(pix.random_contrast(next(keys), jittered, lower=0.5, upper=1.5), 0, 1)
+    jittered = jnp.clip(pix.random_saturation(next(keys), jittered, lower=0.5, upper=1.5), 0, 1)
+    jittered = jnp.clip(pix.random_hue(next(keys), jittered, max_delta=0.1), 0, 1)
+    image = jnp.where(jax.random.bernoulli(next(keys), 0.8), jittered, image)
+
+    image = jax.lax.cond(
+        jax.random.bernoulli(next(keys), 0.2),
+        lambda image: jnp.broadcast_to(pix.rgb_to_grayscale(image, keep_dims=True), image.shape),
+        lambda image: image,
+        image,
+    )
+    sigma = jax.random.uniform(next(keys), dtype=image.dtype, minval=0.1, maxval=2.0)
+    return pix.gaussian_blur(image, sigma, kernel_size=9) * 2 - 1
+
+
+# --------------------------------------------------------------------------------- torchvision
+
+
+def import_torchvision() -> types.ModuleType | None:
+    """torchvision, or None where it or PyTorch is not installed.
+
+    The usual wheel is built for CUDA. Beside a PyTorch for CPUs it cannot be imported, as it describes to
+    PyTorch operators that are in the part it could not load; nothing else is amiss, so that description is
+    left out.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except ImportError:
+        return None
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        stub = "torchvision._meta_registrations"
+        sys.modules[stub] = types.ModuleType(stub)
+        return importlib.import_module("torchvision")
+
+
+def import_kornia() -> types.ModuleType | None:
+    """`kornia.augmentation`, or None where it or something that it needs is not installed."""
+    try:
+        return importlib.import_module("kornia.augmentation")
+    except ImportError:
+        return None
+
+
+def torchvision_operation(name: str, size: int, blur_kernel: int, *, pil: bool) -> Callable[[Any], Any]:
+    """An operation as torchvision has it, with parameters of its own for each call.
+
+    Args:
+      name: one of `OPERATIONS`.
+      size: side of the view.
+      blur_kernel: side of the blur's kernel.
+      pil: for a PIL image, from which `chain` and `normalize` make a tensor, with `torchvision.transforms`;
+        else for a float tensor [3, H, W], with `torchvision.transforms.v2`.
+    """
+    import_torchvision()
+    module = "torchvision.transforms" if pil else "torchvision.transforms.v2"
+    transforms = importlib.import_module(module)
+    functional = importlib.import_module(f"{module}.functional")
+
+    crop = [transforms.RandomResizedCrop(size, AREA, ASPECT), transforms.RandomHorizontalFlip(FLIP)]
+    jitter = transforms.RandomApply([transforms.ColorJitter(**STRENGTHS)], JITTER)
+    normalize = [*([transforms.ToTensor()] if pil else []), transforms.Normalize(MEAN, STD)]
+    blur = transforms.GaussianBlur(blur_kernel, SIGMA)
+    chain = [*crop, jitter, transforms.RandomGrayscale(GRAYSCALE), transforms.RandomApply([blur], BLUR)]
+    operations: dict[str, Callable[[Any], Any]] = {
+        "chain": transforms.Compose([*chain, *normalize]),
+        "crop": transforms.Compose(crop),
+        "brightness": lambda image: functional.adjust_brightness(image, random.uniform(*FACTORS)),
+        "contrast": lambda image: functional.adjust_contrast(image, random.uniform(*FACTORS)),
+        "saturation": lambda image: functional.adjust_saturation(image, random.uniform(*FACTORS)),
+        "hue": lambda image: functional.adjust_hue(image, random.uniform(*TURNS)),
+        "jitter": jitter,
+        "grayscale": lambda image: functional.rgb_to_grayscale(image, 3),
+        "blur": blur,
+        "solarize": lambda image: functional.solarize(image, 255 * THRESHOLD if pil else THRESHOLD),
+        "normalize": transforms.Compose(normalize),
+    }
+    return operations[name]
+
+
+def v2_pass(name: str, images: np.ndarray, blur_kernel: int, threads: int) -> Callable[[], Any]:
+    """A function that takes all images through torchvision v2 as tensors, one after the other.
+
+    One by one, because v2 draws one set of parameters a call and contrastive learning wants one an image.
+
+    Args:
+      name: one of `OPERATIONS`.
+      images: uint8 [N, S, S, 3]; they are made float and put on the GPU, if PyTorch has one, here.
+      blur_kernel: side of the blur's kernel.
+      threads: for PyTorch's own use.
+
+    Returns:
+      A function of nothing to a float tensor [N, 3, S, S]; it returns when that is computed.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    tensors = _tensors(images, threads)
+    operation = torchvision_operation(name, images.shape[1], blur_kernel, pil=False)
+    return _finished(lambda: torch.stack([operation(image) for image in tensors]))
+
+
+def kornia_pass(name: str, images: np.ndarray, blur_kernel: int, threads: int) -> Callable[[], Any]:
+    """A function that takes all images through Kornia as one batch; as `v2_pass` else."""
+    tensors = _tensors(images, threads)
+    operation = kornia_operation(name, images.shape[1], blur_kernel)
+    return _finished(lambda: operation(tensors))
+
+
+def kornia_operation(name: str, size: int, blur_kernel: int) -> Callable[[Any], Any]:
+    """An operation as Kornia has it, with parameters of its own for each image of a batch [N, 3, S, S]."""
+    from kornia import augmentation  # pyright: ignore[reportMissingImports]
+
+    def blur(probability: float) -> Any:
+        return augmentation.RandomGaussianBlur((blur_kernel, blur_kernel), SIGMA, p=probability)
+
+    crop = [
+        augmentation.RandomResizedCrop((size, size), AREA, ASPECT),
+        augmentation.RandomHorizontalFlip(p=FLIP),
+    ]
+    jitter = augmentation.ColorJitter(**STRENGTHS, p=JITTER)
+    normalize = augmentation.Normalize(MEAN, STD)
+    chain = [*crop, jitter, augmentation.RandomGrayscale(p=GRAYSCALE), blur(BLUR), normalize]
+    operations: dict[str, list[Callable[[Any], Any]]] = {
+        "chain": chain,
+        "crop": crop,
+        "jitter": [jitter],
+        "grayscale": [augmentation.RandomGrayscale(p=1.0)],
+        "blur": [blur(1.0)],
+        "solarize": [augmentation.RandomSolarize((THRESHOLD, THRESHOLD), (0.0, 0.0), p=1.0)],
+        "normalize": [normalize],
+    }
+    # `RandomContrast` and its like mean something else; a jitter of one strength is torchvision's operation.
+    for single, strength in STRENGTHS.items():
+        operations[single] = [augmentation.ColorJitter(**{single: strength}, p=1.0)]
+
+    def apply(batch: Any) -> Any:
+        for operation in operations[name]:
+            batch = operation(batch)
+        return batch
+
+    return apply
+
+
+def on_gpu() -> bool:
+    """Whether PyTorch, which has to be installed, has a GPU, where `v2_pass` and `kornia_pass` then work."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return torch.cuda.is_available()
+
+
+def _tensors(images: np.ndarray, threads: int) -> Any:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(threads)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
+    return tensors.cuda() if on_gpu() else tensors
+
+
+def _finished(function: Callable[[], Any]) -> Callable[[], Any]:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if not on_gpu():
+        return function
+
+    def wait() -> Any:
+        result = function()
+        torch.cuda.synchronize()
+        return result
+
+    return wait
+
+
+class PilWorkers:
+    """Processes that each take their share of the images, as PIL images in their memory, through torchvision.
+
+    What they make stays with them: the way back to one process, which a data loader pays, is not in the
+    time. Used as a context; at its end the processes end.
+    """
+
+    def __init__(self, count: int):
+        """Starts `count` processes, which takes seconds as each imports PyTorch."""
+        context = multiprocessing.get_context("spawn")
+        self._connections: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._connections.append(here)
+            self._processes.append(process)
+
+    def load(self, images: np.ndarray) -> None:
+        """Gives each process its share of `images`, uint8 [N, S, S, 3], instead of what it had."""
+        self._ask(np.array_split(images, len(self._connections)))
+
+    def run(self, name: str, blur_kernel: int) -> None:
+        """Takes every image through the operation `name` once; returns when all processes are done.
+
+        Raises:
+          EOFError: if a process failed; it has told why on standard error.
+        """
+        self._ask([(name, blur_kernel)] * len(self._connections))
+
+    def _ask(self, requests: Sequence[Any]) -> None:
+        for connection, request in zip(self._connections, requests, strict=True):
+            connection.send(request)
+        for connection in self._connections:
+            connection.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join()
+
+
+def _work(connection: Connection) -> None:
+    """What one of the processes does: answers each request with None when it is fulfilled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
+    import torch  # pyright: ignore[reportMissingImports]
+    from PIL import Image
+
+    torch.set_num_threads(1)
+    images: list[Image.Image] = []
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the first process is done with this one
+        while True:
+            request = connection.recv()
+            if isinstance(request, np.ndarray):
+                images = [Image.fromarray(image) for image in request]
+            elif images:
+                name, blur_kernel = request
+                operation = torchvision_operation(name, images[0].width, blur_kernel, pil=True)
+                for image in images:
+                    operation(image)
+            connection.send(None)

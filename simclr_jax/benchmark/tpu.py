@@ -1,0 +1,179 @@
+"""What the compiler for a TPU makes of the chain, on a machine without one.
+
+    python -m simclr_jax.benchmark.tpu --sizes=96,224 --images=512
+
+prints a JSON list. It needs the `libtpu` package, which has to stay out of processes that compute on the
+CPU: so it is started by `compile_apart` in one of its own, with the package's folder on its path.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from simclr_jax import augment
+from simclr_jax.benchmark import peers
+from simclr_jax.errors import UserError
+
+SMALLEST = 96  # pixels; below, views are so small that what they move says little
+TOPOLOGY = "v5e:2x2"
+
+# The first keeps libtpu from asking a cloud's metadata server what machine this is; the next two are what it
+# would hear, and without them it complains; the last lets other processes use libtpu at the same time.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+class CompilerError(Exception):
+    """The compiler for the TPU failed; the message ends with the last line of what it said."""
+
+
+def find(folder: str) -> str | None:
+    """Where libtpu is: `folder`; or with an empty one `""` if it can be imported, None if it cannot.
+
+    Raises:
+      UserError: if `folder` has no libtpu.
+    """
+    if not folder:
+        return "" if importlib.util.find_spec("libtpu") else None
+    if not (pathlib.Path(folder) / "libtpu" / "libtpu.so").is_file():
+        raise UserError(f"there is no libtpu in {folder}; run: pip install --target {folder} libtpu")
+    return folder
+
+
+def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, Any]:
+    """Compiles the forms of the chain for a TPU in a process of its own.
+
+    Args:
+      sizes: sides of the views, in pixels.
+      images: of a batch.
+      folder: as from `find`.
+
+    Returns:
+      `topology`, `libtpu`, the version, and `programs`, as from `compile_chain`.
+
+    Raises:
+      CompilerError: if the process fails.
+    """
+    path = os.pathsep.join(
+        filter(None, [os.path.abspath(folder) if folder else "", os.environ.get("PYTHONPATH")])
+    )
+    command = [sys.executable, "-m", "simclr_jax.benchmark.tpu"]
+    command += [f"--sizes={','.join(map(str, sizes))}", f"--images={images}"]
+    done = subprocess.run(
+        command, env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise CompilerError(f"the compiler for the TPU failed: {said[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of what `compile_apart` returned."""
+    programs = found["programs"]
+    lines = [
+        f"Compiled for one chip of TPU {found['topology']} (libtpu {found['libtpu']}), not run; the chain,",
+        f"{programs[0]['images']} images, one view of each",
+        f"{'':<16}{'pixels':>8}{'moved GB':>10}{'of plain':>10}{'in+out GB':>11}"
+        f"{'memory MB':>11}{'GFLOP':>9}{'compile s':>11}",
+    ]
+    first: dict[int, int] = {}
+    for program in programs:
+        reference = first.setdefault(program["size"], program["bytes_accessed"])
+        label = f"{program['form']} {program['dtype']}"
+        lines.append(
+            f"{label:<16}{program['size']:>8}{program['bytes_accessed'] / 1e9:>10.3f}"
+            f"{program['bytes_accessed'] / reference:>8.2f} x"
+            f"{program['input_output_bytes'] / 1e9:>11.3f}{program['temporary_bytes'] / 1e6:>11.1f}"
+            f"{program['flops'] / 1e9:>9.1f}{program['compile_seconds']:>11.1f}"
+        )
+    return lines
+
+
+def compile_chain(size: int, images: int, device: Any) -> list[dict[str, Any]]:
+    """Compiles the chain in each form for `device`.
+
+    Returns:
+      For each form and type: bytes accessed, of inputs and outputs, of temporary memory; floating-point
+      operations; and the seconds that compiling took.
+    """
+    here = SingleDeviceSharding(device)
+    keys = jax.ShapeDtypeStruct((images, 2), jnp.uint32, sharding=here)
+    pixels = jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8, sharding=here)
+    floats = jax.ShapeDtypeStruct(pixels.shape, jnp.float32, sharding=here)
+
+    def views(keys: jax.Array, canvas: jax.Array, form: str, dtype: str) -> jax.Array:
+        options: dict[str, Any] = {"count": 1, "size": size, "form": form, "dtype": dtype} | peers.CHAIN
+        return augment.random_views(jax.random.wrap_key_data(keys), canvas, **options)
+
+    def tutorial(keys: jax.Array, images: jax.Array) -> jax.Array:
+        return jax.vmap(peers.tutorial_view)(jax.random.wrap_key_data(keys), images)
+
+    forms: list[tuple[str, str, Callable[..., jax.Array], jax.ShapeDtypeStruct]] = [
+        ("plain", "float32", functools.partial(views, form="plain", dtype="float32"), pixels),
+        ("tutorial", "float32", tutorial, floats),
+        ("fast", "float32", functools.partial(views, form="fast", dtype="float32"), pixels),
+        ("fast", "bfloat16", functools.partial(views, form="fast", dtype="bfloat16"), pixels),
+    ]
+    found = []
+    for form, dtype, function, canvas in forms:
+        start = time.perf_counter()
+        program = jax.jit(function).lower(keys, canvas).compile()
+        seconds = time.perf_counter() - start
+        costs: Any = program.cost_analysis()
+        memory: Any = program.memory_analysis()
+        found.append(
+            {
+                "form": form,
+                "dtype": dtype,
+                "size": size,
+                "images": images,
+                "bytes_accessed": round(costs["bytes accessed"]),
+                "flops": round(costs["flops"]),
+                "temporary_bytes": memory.temp_size_in_bytes,
+                "input_output_bytes": sum(
+                    array.size * array.dtype.itemsize for array in (keys, canvas, program.out_info)
+                ),
+                "compile_seconds": round(seconds, 2),
+            }
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles for the sizes on the command line and prints JSON."""
+    parser = argparse.ArgumentParser(prog="python -m simclr_jax.benchmark.tpu", description=__doc__)
+    parser.add_argument("--sizes", default="96,224")
+    parser.add_argument("--images", type=int, default=512)
+    chosen = parser.parse_args(arguments)
+    device = topologies.get_topology_desc(TOPOLOGY, platform="tpu").devices[0]
+    programs = [
+        program
+        for size in chosen.sizes.split(",")
+        for program in compile_chain(int(size), chosen.images, device)
+    ]
+    version = importlib.metadata.version("libtpu")
+    print(json.dumps({"topology": TOPOLOGY, "libtpu": version, "programs": programs}))
+
+
+if __name__ == "__main__":
+    main()
