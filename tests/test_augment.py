@@ -632,6 +632,11 @@ def test_bad_extent(extent, message):
         augment.random_views(keys, canvas, np.asarray(extent, type(np.ravel(extent)[0])), size=16)
 
 
+def test_bad_extent_of_a_box():
+    with pytest.raises(ValueError, match=r"extent must be \(height, width\) of at least 1, got \(0, 7\)"):
+        augment.sample_crop(jax.random.key(0), jnp.array([0, 7]), area=AREA, aspect=ASPECT)
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
@@ -676,6 +681,17 @@ def test_bad_images(operation):
 def test_bad_factor(name):
     with pytest.raises(ValueError, match="factor must be a factor of at least 0, got -1"):
         getattr(augment, f"adjust_{name}")(jnp.zeros((4, 4, 3)), -1)
+
+
+def test_bad_sigma():
+    with pytest.raises(ValueError, match="sigma must be a standard deviation of at least 0, got -1"):
+        augment.gaussian_blur(jnp.zeros((4, 4, 3)), -1, 3)
+
+
+def test_sigma_of_zero_is_no_blur():
+    image = unit("blur_image")
+    for gaussian_blur in BLURS:
+        np.testing.assert_array_equal(jit(lambda image, f=gaussian_blur: f(image, 0.0, 5))(image), image)
 
 
 @pytest.mark.parametrize("size, kernel", [(8, 3), (32, 3), (64, 7), (96, 9), (128, 13), (224, 23)])

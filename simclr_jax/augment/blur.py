@@ -22,17 +22,18 @@ def gaussian_blur(image: Array, sigma: ArrayLike, kernel_size: int) -> Array:
 
     Args:
       image: float [H, W, 3] in [0, 1].
-      sigma: standard deviation in pixels, more than 0; may be traced.
+      sigma: standard deviation in pixels, at least 0, which is no blur; may be traced.
       kernel_size: odd, at most twice the shorter side less 1; not traced.
 
     Returns:
       An image of the same shape and type.
 
     Raises:
-      ValueError: if kernel_size is even, less than 1, or too large for the image, or the image is not
-        one.
+      ValueError: if kernel_size is even, less than 1, or too large for the image, sigma negative, or
+        the image not one.
     """
     image = checks.image("image", image)
+    checks.at_least_zero("sigma", "standard deviation", sigma)
     checks.kernel_size("kernel_size", kernel_size, min(image.shape[:2]))
     blurred = jax.lax.platform_dependent(
         plane.cast(plane.split(image), jnp.float32),

@@ -50,7 +50,9 @@ def _colours(name: str, value: Any, rank: int) -> Array:
     return value
 
 
-def extent(name: str, value: Any, shape: tuple[int, ...], *, batch: tuple[int, ...] = ()) -> Array:
+def extent(
+    name: str, value: Any, shape: tuple[int, ...] | None = None, *, batch: tuple[int, ...] = ()
+) -> Array:
     """`value` as int32 [*batch, 2], each at least 1 and at most the canvas's [H, W]; else ValueError."""
     value = jnp.asarray(value)
     expected = [*batch, 2]
@@ -59,13 +61,12 @@ def extent(name: str, value: Any, shape: tuple[int, ...], *, batch: tuple[int, .
             f"{name} must be integers of shape {expected}, got {value.dtype} {list(value.shape)}"
         )
     if not isinstance(value, Tracer):
-        numbers = np.asarray(value)
-        if (numbers < 1).any() or (numbers > np.asarray(shape)).any():
-            bad = numbers[(numbers < 1).any(-1) | (numbers > np.asarray(shape)).any(-1)].reshape(-1, 2)[0]
-            raise ValueError(
-                f"{name} must be (height, width) between 1 and the canvas's {tuple(shape)}, "
-                f"got {tuple(bad.tolist())}"
-            )
+        pairs = np.asarray(value).reshape(-1, 2)
+        limit = pairs if shape is None else np.asarray(shape)
+        bad = pairs[((pairs < 1) | (pairs > limit)).any(axis=1)]
+        if len(bad):
+            fit = "of at least 1" if shape is None else f"between 1 and the canvas's {tuple(shape)}"
+            raise ValueError(f"{name} must be (height, width) {fit}, got {tuple(bad[0].tolist())}")
     return value.astype(jnp.int32)
 
 

@@ -30,7 +30,11 @@ def sample_crop(key: Array, extent: Array, *, area: Range, aspect: Range) -> Arr
 
     Returns:
       float32 [4]: top, left, height, width, whole pixels inside the image.
+
+    Raises:
+      ValueError: if a range is reversed or beyond its limits, or the extent known not to be one.
     """
+    extent = checks.extent("extent", extent)
     checks.number_range("area", area, high=1.0)
     checks.number_range("aspect", aspect)
     key_area, key_aspect, key_corner = jax.random.split(key, 3)
