@@ -148,7 +148,7 @@ def _triangle(source: Array, target: Array, length: Array, size: int) -> Array:
 
 
 def crop_by_taps(canvas: Array, box: Array, size: int, flip: ArrayLike) -> Planes:
-    """`crop_and_resize` by gathering the few pixels that have a weight, for one image on a CPU.
+    """`crop_and_resize` by adding up the few lines of pixels that have a weight, for one image on a CPU.
 
     Returns:
       float32 planes [size, size].
@@ -159,31 +159,44 @@ def crop_by_taps(canvas: Array, box: Array, size: int, flip: ArrayLike) -> Plane
     if canvas.dtype == jnp.uint8:
         row_weights = row_weights / 255
 
-    lines = canvas.reshape(canvas.shape[0], -1)
-    resized = sum(
-        _take(lines, rows[:, tap], axis=0).astype(jnp.float32) * row_weights[:, tap, None]
-        for tap in range(rows.shape[1])
-    )
-    resized = jnp.asarray(resized).reshape(size, *canvas.shape[1:])
+    def resize_columns(canvas: Array, *, step: int) -> Array:
+        lines = _sum_of_lines(jnp.swapaxes(canvas, 0, 1), columns[::step], column_weights[::step])
+        return jnp.transpose(lines, (2, 1, 0))  # [3, H, size]
 
-    def resize_columns(resized: Array, *, step: int) -> Planes:
-        indices, weights = columns[::step], column_weights[::step]
-        taps = range(indices.shape[1])
-        red, green, blue = (
-            jnp.asarray(sum(_take(channel, indices[:, tap], axis=1) * weights[None, :, tap] for tap in taps))
-            for channel in plane.split(resized)
-        )
+    def resize_rows(channels: Array) -> Planes:
+        red, green, blue = (_sum_of_lines(channel, rows, row_weights) for channel in channels)
         return red, green, blue
 
-    # A branch, not a selection of weights, so that the resized rows are stored: fused into the columns'
-    # loop they would be computed again for each tap, three times as slow. `top` is never negative, but
-    # the compiler does not know that, and cannot fold the branch of an image that is never flipped.
-    return jax.lax.cond(
-        flip | (top < 0),
-        lambda resized: resize_columns(resized, step=-1),
-        lambda resized: resize_columns(resized, step=1),
-        resized,
+    def nothing(channels: Array) -> Planes:
+        del channels
+        zeros = jnp.zeros((size, size))
+        return zeros, zeros, zeros
+
+    # Branches, so that the resized columns are stored, and what they become: fused into the next loop,
+    # either would be computed again for each of its taps or channels, three times as slow. `top` is never
+    # negative, but the compiler does not know that.
+    never = top < 0
+    channels = jax.lax.cond(
+        flip | never,
+        lambda canvas: resize_columns(canvas, step=-1),
+        lambda canvas: resize_columns(canvas, step=1),
+        canvas,
     )
+    return jax.lax.cond(never, nothing, resize_rows, channels)
+
+
+def _sum_of_lines(array: Array, indices: Array, weights: Array) -> Array:
+    """float32 [size, ...]: weighted sums of entries of `array` [N, ...], by `indices` [size, taps] in bounds.
+
+    Whole entries, which lie together in memory: with columns picked out of each row, the views of 512
+    images of 96x96 took 84 ms instead of 69.
+    """
+    lines = array.reshape(len(array), -1)
+    terms = [
+        lines.at[indices[:, tap]].get(mode="promise_in_bounds").astype(jnp.float32) * weights[:, tap, None]
+        for tap in range(indices.shape[1])
+    ]
+    return sum(terms[1:], terms[0]).reshape(len(indices), *array.shape[1:])
 
 
 def _resize_taps(start: Array, length: Array, side: int, size: int) -> tuple[Array, Array]:
@@ -196,12 +209,6 @@ def _resize_taps(start: Array, length: Array, side: int, size: int) -> tuple[Arr
     source = first + jnp.arange(taps, dtype=jnp.float32)[None]
     weights = _triangle(source, target, length, size)
     return jnp.clip(start + source, 0, side - 1).astype(jnp.int32), weights
-
-
-def _take(array: Array, indices: Array, *, axis: int) -> Array:
-    """Lines of a matrix, by indices that are in bounds."""
-    at = array.at[indices] if axis == 0 else array.at[:, indices]
-    return at.get(mode="promise_in_bounds")
 
 
 def random_resized_crop(
