@@ -14,13 +14,21 @@ from simclr_jax.data.sources import cache_dir
 from simclr_jax.errors import UserError, disk_trouble
 
 
-def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
+def run(
+    main: Callable[[], int],
+    argv: Sequence[str],
+    *,
+    usage: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> int:
     """Parses the flags in `argv`, runs `main`, and returns the exit status.
 
     Args:
       main: the entry's work, once flags are parsed; returns its exit status.
       argv: the command line, program first.
       usage: printed for `--help`.
+      flag_values: the entry's flags; its own, so that entries with flags of one name can be imported
+        together.
 
     Returns:
       0; what `main` returns; 2 after a line `error: ...` for bad input; 130 after Ctrl-C.
@@ -32,7 +40,7 @@ def run(main: Callable[[], int], argv: Sequence[str], *, usage: str) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        _parse(argv)
+        _parse(argv, flag_values)
         _keep_compilations()
         return main()
     except UserError as error:
@@ -58,13 +66,13 @@ def _leave(error: Exception) -> int:
     return 2
 
 
-def config_file(flag: str) -> pathlib.Path:
-    """The file that the config flag of that name was given. Raises `UserError` where there is none."""
-    present = flags.FLAGS[flag].present
-    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag])) if present else None
+def config_file(flag_values: flags.FlagValues) -> pathlib.Path:
+    """The file that `--config` was given. Raises `UserError` where there is none."""
+    flag = flag_values["config"]
+    file = pathlib.Path(config_flags.get_config_filename(flag)) if flag.present else None
     if file is None or not file.is_file():
         missing = f"there is no {file}; " if file else ""
-        raise UserError(f"{missing}name a recipe with --{flag}, such as {', '.join(_recipes())}")
+        raise UserError(f"{missing}name a recipe with --config, such as {', '.join(_recipes())}")
     return file
 
 
@@ -77,9 +85,10 @@ def _recipes() -> list[str]:
     return []
 
 
-def _parse(argv: Sequence[str]) -> None:
+def _parse(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flag_values(argv)
+        flags.FLAGS.mark_as_parsed()  # or what libraries read of their own would raise
     except (AttributeError, KeyError) as error:  # from ml_collections, with its suggestion
         text = str(error.args[0]).replace("\\n", "\n")  # quoted once or twice
         reason = ". ".join(text.translate({ord("'"): None, ord("\\"): None}).splitlines())

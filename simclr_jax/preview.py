@@ -27,10 +27,17 @@ from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True)
-_OUT = flags.DEFINE_string("out", "views.png", "File of the picture; its suffix names the format.")
-_IMAGES = flags.DEFINE_integer("images", 8, "Images, a row each.", lower_bound=1, upper_bound=64)
-_VIEWS = flags.DEFINE_integer("views", 6, "Views of each.", lower_bound=1, upper_bound=32)
+_FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", "views.png", "File of the picture; its suffix names the format.", flag_values=_FLAGS
+)
+_IMAGES = flags.DEFINE_integer(
+    "images", 8, "Images, a row each.", lower_bound=1, upper_bound=64, flag_values=_FLAGS
+)
+_VIEWS = flags.DEFINE_integer("views", 6, "Views of each.", lower_bound=1, upper_bound=32, flag_values=_FLAGS)
 
 _STEPS = 7  # values of a parameter: of an odd number, the one in the middle changes nothing
 
@@ -206,7 +213,7 @@ def file_format(out: pathlib.Path) -> str:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    file = command.config_file("config")
+    file = command.config_file(_FLAGS)
     settings, out = _CONFIG.value, pathlib.Path(_OUT.value)
     format_name = file_format(out)
     config.check(settings)
@@ -222,4 +229,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, sys.argv, usage=__doc__ or ""))
+    sys.exit(command.run(main, sys.argv, usage=__doc__ or "", flag_values=_FLAGS))

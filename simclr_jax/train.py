@@ -28,9 +28,12 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, say
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True)
+_FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS
+)
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
 
 
 def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
@@ -194,7 +197,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    file = command.config_file("config")
+    file = command.config_file(_FLAGS)
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:
@@ -216,4 +219,4 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, sys.argv, usage=__doc__ or ""))
+    sys.exit(command.run(main, sys.argv, usage=__doc__ or "", flag_values=_FLAGS))

@@ -532,16 +532,18 @@ def test_gradient_is_finite_where_colours_tie(make):
 
 
 def test_the_forms_have_the_same_gradient():
-    keys, canvas, extent = make_batch(4)
-    image = canvas.astype(jnp.float32) / 255
-    gradients = [
+    """But where a value lies at a clip's end or two channels tie, up to rounding, on which it may jump."""
+    keys, _, extent = make_batch(4)
+    image = jax.random.uniform(jax.random.key(6), (4, 20, 20, 3))
+    first, second = (
         jit(jax.grad(lambda x, make=make: jnp.sum(make(keys, x, extent, solarize=0) ** 2)))(image)
         for make in (
             accelerator_views,
             lambda *batch, **options: augment.random_views(*batch, count=1, **OPTIONS | options),
         )
-    ]
-    assert_close(gradients[0], gradients[1], 1e-2)
+    )
+    assert np.mean(np.abs(first - second) > 1e-2) < 1e-2
+    assert np.mean(np.abs(first)) > 1e-2
 
 
 def test_normalize_and_center_view():

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
 from PIL import Image
 
 from simclr_jax import augment, preview, recipe, training
@@ -201,7 +200,7 @@ def test_the_command_writes_a_picture_or_says_in_a_line_why_not(tmp_path):
 
 @pytest.mark.parametrize(("name", "highest"), [("images", 64), ("views", 32)])
 def test_numbers_out_of_range(name, highest):
-    parse = flags.FLAGS[name].parser.parse
+    parse = preview._FLAGS[name].parser.parse
     assert parse("1") == 1 and parse(str(highest)) == highest
     for value in ("0", str(highest + 1), "1.5"):
         with pytest.raises(ValueError):  # of which `command.run` makes a line, as of every flag

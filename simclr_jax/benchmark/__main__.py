@@ -23,13 +23,14 @@ def main(argv: Sequence[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     if name not in BENCHMARKS:
-        problem = f"there is no benchmark {name!r}" if name else "which benchmark?"
-        print(f"error: {problem}; name one of: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        problem = f"there is no benchmark {name!r}; " if name else ""
+        print(f"error: {problem}name one of: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     benchmark = importlib.import_module(f"simclr_jax.benchmark.{name}")
     from simclr_jax import command
 
-    return command.run(benchmark.main, [argv[0], *argv[2:]], usage=benchmark.__doc__ or "")
+    arguments = [argv[0], *argv[2:]]
+    return command.run(benchmark.main, arguments, usage=benchmark.__doc__ or "", flag_values=benchmark.FLAGS)
 
 
 if __name__ == "__main__":

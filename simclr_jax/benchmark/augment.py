@@ -38,13 +38,18 @@ from simclr_jax.logs import say, write_json
 
 SMALLEST = 8  # pixels; no peer is made for less
 
-_SIZES = flags.DEFINE_list("sizes", ["32", "96", "128", "224"], "Sides of the images, in pixels.")
-_IMAGES = flags.DEFINE_integer("images", 512, "Images a pass.", lower_bound=1)
-_OPERATIONS = flags.DEFINE_list("operations", list(peers.OPERATIONS), "Rows of the table.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed passes of each.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of views and float images.")
-_LIBTPU = flags.DEFINE_string("libtpu", "", "Folder with libtpu.")
-_OUT = flags.DEFINE_string("out", "", "JSON file for the figures.")
+FLAGS = flags.FlagValues()
+_SIZES = flags.DEFINE_list(
+    "sizes", ["32", "96", "128", "224"], "Sides of the images, in pixels.", flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_integer("images", 512, "Images a pass.", lower_bound=1, flag_values=FLAGS)
+_OPERATIONS = flags.DEFINE_list("operations", list(peers.OPERATIONS), "Rows of the table.", flag_values=FLAGS)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed passes of each.", lower_bound=1, flag_values=FLAGS)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of views and float images.", flag_values=FLAGS
+)
+_LIBTPU = flags.DEFINE_string("libtpu", "", "Folder with libtpu.", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "", "JSON file for the figures.", flag_values=FLAGS)
 
 Rivals = Mapping[str, Callable[[str], Callable[[], object]]]
 
