@@ -33,6 +33,12 @@ def _blend(image: Array, reference: Scalar, factor: Scalar) -> Array:
     return jnp.clip(factor * image + (1 - factor) * reference, 0, 1)
 
 
+def _hue(image: Array, turn: Scalar) -> Array:
+    # dm-pix asks which channel equals the largest. Under jax 0.12 on a CPU the blend before it is computed
+    # twice, with different rounding, and then none does.
+    return jnp.asarray(pix.adjust_hue(jax.lax.optimization_barrier(image), turn))
+
+
 def _blur(image: Array, sigma: float, kernel_size: int) -> Array:
     reach = kernel_size // 2
     padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
@@ -44,7 +50,7 @@ PLAIN = Operations(
     brightness=lambda image, factor: _blend(image, 0, factor),
     contrast=lambda image, factor: _blend(image, jnp.mean(_gray(image)), factor),
     saturation=lambda image, factor: _blend(image, _gray(image), factor),
-    hue=pix.adjust_hue,
+    hue=_hue,
     grayscale=lambda image: jnp.broadcast_to(_gray(image), image.shape),
     blur=_blur,
     solarize=pix.solarize,

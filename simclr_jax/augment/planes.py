@@ -82,10 +82,11 @@ def hue(planes: Planes, turn: Scalar) -> Planes:
     red, green, blue = planes
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    # Not by value == red: a compiler may compute red once more for that, with other rounding.
     angle = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         green - blue,
-        jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+        jnp.where(green >= blue, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
 
     def channel(offset: float) -> Array:
