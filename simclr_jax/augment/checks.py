@@ -21,9 +21,9 @@ MAX_ENLARGEMENT = 8
 _ROUNDING = 1e-3  # how far a value may leave [0, 1]: what bfloat16 or a matrix product may do to it
 
 
-def image(name: str, value: Any, *, rank: int = 3) -> Array:
-    """`value` as an array [..., H, W, 3] of floats in [0, 1]; raises ValueError unless it is one."""
-    value = _colours(name, value, rank)
+def image(name: str, value: Any) -> Array:
+    """`value` as an array [H, W, 3] of floats in [0, 1]; raises ValueError unless it is one."""
+    value = _colours(name, value, rank=3)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"{name} must be float in [0, 1], got {value.dtype}; divide uint8 by 255")
     return value
