@@ -14,6 +14,39 @@ from simclr_jax.errors import UserError, disk_trouble
 _logger = logging.getLogger("simclr_jax")
 
 
+def finished_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints in `folder`, ascending; changes nothing, so a run may be writing."""
+    if not folder.is_dir():
+        return []
+    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+        return sorted(checkpoint.step for checkpoint in checkpointer.checkpoints)
+
+
+def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    """Parameters and running statistics of a checkpoint, without the rest of the state.
+
+    Args:
+      folder: as in `Checkpoints`.
+      step: one of `finished_steps`.
+      params: of the same structure, whose shapes, dtypes and shardings the result has.
+      batch_stats: likewise.
+
+    Raises:
+      UserError: if the checkpoint is damaged, or of another model.
+    """
+    abstract = _abstract({"params": params, "batch_stats": batch_stats})
+    partly = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+    try:
+        with ocp.Context(pytree_options=partly):
+            loaded = ocp.load_checkpointables(str(folder.absolute() / str(step)), {"state": abstract})
+    except Exception as error:  # a damaged file makes Orbax raise nearly any type
+        raise UserError(
+            f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: "
+            f"{_first_line(error)}); remove {folder / str(step)} to use the one before it"
+        ) from error
+    return loaded["state"]["params"], loaded["state"]["batch_stats"]
+
+
 class Checkpoints:
     """The checkpoints in a folder: the newest few, and the best by a metric."""
 
@@ -102,16 +135,14 @@ class Checkpoints:
         """
         steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
         abstract = {
-            "state": jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-            ),
+            "state": _abstract(state),
             "clock": {"seconds": np.float64(0)},
         }
         for step in steps:
             try:
                 loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0][:200]
+                reason = _first_line(error)
                 _logger.warning(
                     "the checkpoint of step %d is damaged (%s: %s); set aside as damaged-%d",
                     step,
@@ -140,3 +171,11 @@ class Checkpoints:
         if source.exists() and not target.exists():
             source.rename(target)
         self._checkpointer.reload()
+
+
+def _abstract(state: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, optimizers, resnet, schedules, simclr
+from simclr_jax import augment, neighbors, optimizers, resnet, schedules, simclr
 from simclr_jax.errors import UserError
 
 # An ml_collections ConfigDict. Its attributes are known at run time only, and there `check` answers for them.
@@ -97,12 +97,16 @@ def default_config() -> Config:
 
     config.evaluation = ConfigDict()
     evaluation = config.evaluation
-    evaluation.dataset = "cifar10"  # labelled TFDS set of the 1-NN
-    evaluation.bank_split = "train"
-    evaluation.query_split = "test"
+    evaluation.dataset = "cifar10"  # a labelled TFDS set; or leave it empty and set folder
+    evaluation.folder = ""  # a folder with one subfolder a class
+    evaluation.bank_split = "train"  # what is learned from; of a folder "train" or "test"
+    evaluation.query_split = "test"  # what is classified
     evaluation.canvas_size = 32  # pixels the set is packed at; raw pixels are compared at this size
-    evaluation.view_size = 0  # pixels the encoder sees; 0: as views.size
+    evaluation.crop = 1.0  # side of the central square, as a share of the image's shorter side
+    evaluation.view_size = 0  # pixels that square is resized to for the encoder; 0: as views.size
     evaluation.metric = "cosine"  # "cosine", "euclidean"
+    evaluation.k = 1  # above 1: k-NN accuracy during training as well, beside 1-NN
+    evaluation.temperature = 0.0  # of the k-NN's votes, exp(cosine / temperature); 0: each counts the same
     evaluation.batch_size = 256
 
     # How the run goes, not what it learns: these may differ when a run goes on.
@@ -190,10 +194,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.epochs": _at_least(1),
     "train.steps": _at_least(0),
     "train.batch_size": _at_least(2),
-    "evaluation.dataset": (bool, "the name of a labelled TFDS data set"),
     "evaluation.canvas_size": _between(8, 4096),
+    "evaluation.crop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "evaluation.view_size": (lambda v: v == 0 or 8 <= v <= 1024, "0 or between 8 and 1024"),
-    "evaluation.metric": _one_of("cosine", "euclidean"),
+    "evaluation.metric": _one_of(*neighbors.METRICS),
+    "evaluation.k": _at_least(1),
+    "evaluation.temperature": _at_least(0),
     "evaluation.batch_size": _at_least(1),
     "run.memory_gb": _at_least(0),
     "run.steps_per_call": _at_least(0),
@@ -234,9 +240,16 @@ def check(config: Config) -> None:
                 f"config.{key} is {values[key]}, more than {augment.MAX_ENLARGEMENT} times the images of "
                 f"config.data.canvas_size={config.data.canvas_size}; set one of them to fit the other"
             )
-    if bool(config.data.dataset) == bool(config.data.folder):
+    for part in ("data", "evaluation"):
+        if bool(config[part].dataset) == bool(config[part].folder):
+            raise UserError(
+                f"set either config.{part}.dataset (a TFDS name) or config.{part}.folder (a folder of "
+                "images), and leave the other empty"
+            )
+    if config.evaluation.temperature and config.evaluation.metric != "cosine":
         raise UserError(
-            "set either config.data.dataset (a TFDS name) or config.data.folder (a folder of images)"
+            "config.evaluation.temperature weighs cosines; set --config.evaluation.metric=cosine or "
+            "leave it 0"
         )
 
 

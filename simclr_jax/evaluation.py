@@ -1,15 +1,17 @@
-"""What an encoder's embeddings are worth: 1-NN on a labelled set."""
+"""Labelled images, and what an encoder makes of them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import augment, neighbors
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
+
+MakeViews = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(rows of the pack [B], canvas uint8 [B, S, S, 3], extent int32 [B, 2]) to float [B, size, size, 3]."""
 
 
 class EvaluationSet(NamedTuple):
@@ -25,73 +27,43 @@ class EvaluationSet(NamedTuple):
         )
 
     def check(self) -> None:
-        """Raises `UserError` unless both packs are labelled with the same classes."""
+        """Raises `UserError` unless both packs are labelled, and all that is asked can be learned."""
         for pack in self:
             if not pack.class_names or (pack.label < 0).any():
                 raise UserError(
-                    f"{pack.name} has images without labels; set --config.evaluation.dataset and its "
-                    "splits to a labelled data set"
+                    f"{pack.name} has images without labels; choose a labelled data set and split to "
+                    "evaluate on"
                 )
+        if self.bank.class_names != self.queries.class_names:
+            raise UserError(f"{self.bank.name} and {self.queries.name} have different classes")
+        absent = np.setdiff1d(self.queries.label, self.bank.label)
+        if len(absent):
+            raise UserError(
+                f"class {self.bank.class_names[absent[0]]} of {self.queries.name} has no example in "
+                f"{self.bank.name}; choose a larger bank split"
+            )
 
 
-def embed(
-    encode: Callable[[jax.Array], jax.Array],
-    pack: Pack,
-    *,
-    size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    batch_size: int,
-) -> np.ndarray:
-    """Embeddings of a pack's images, each cut to its central square and resized.
+def embed(encode: Callable[[jax.Array], Any], pack: Pack, make_views: MakeViews, *, batch_size: int) -> Any:
+    """Embeddings of a pack's images.
 
     Args:
-      encode: compiled function of float32 [batch_size, size, size, 3] to [batch_size, F].
+      encode: compiled function of float32 [batch_size, size, size, 3] to [batch_size, F], or to a dict or
+        other tree of such arrays.
       pack: N images.
-      size: pixels.
-      mean: normalisation, as in training.
-      std: normalisation, as in training.
+      make_views: what the encoder sees of the images.
       batch_size: images at once.
 
     Returns:
-      float32 [N, F].
+      float32 [N, F], or a tree of such arrays, in NumPy.
     """
-    view = jax.jit(
-        jax.vmap(lambda canvas, extent: augment.center_view(canvas, extent, size=size, mean=mean, std=std))
-    )
+    view = jax.jit(make_views)
     parts = []
     for start in range(0, len(pack), batch_size):
         # The last batch is filled up with repetitions, so that it needs no compilation of its own.
         rows = np.minimum(np.arange(start, start + batch_size), len(pack) - 1)
-        parts.append(encode(view(pack.canvas[rows], pack.extent[rows])))
-    return np.concatenate(jax.device_get(parts))[: len(pack)]
-
-
-def one_nn_accuracy(
-    encode: Callable[[jax.Array], jax.Array],
-    images: EvaluationSet,
-    *,
-    size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    batch_size: int,
-    metric: str,
-) -> float:
-    """Share of queries whose nearest neighbour in the bank has their label, in [0, 1].
-
-    Args:
-      encode: as in `embed`.
-      images: bank and queries.
-      size: as in `embed`.
-      mean: as in `embed`.
-      std: as in `embed`.
-      batch_size: as in `embed`.
-      metric: `"cosine"` or `"euclidean"`.
-    """
-    bank, queries = (
-        embed(encode, pack, size=size, mean=mean, std=std, batch_size=batch_size) for pack in images
-    )
-    return neighbors.one_nn_accuracy(queries, images.queries.label, bank, images.bank.label, metric=metric)
+        parts.append(jax.device_get(encode(view(rows, pack.canvas[rows], pack.extent[rows]))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pack)], *parts)
 
 
 def raw_pixels(images: jax.Array) -> jax.Array:

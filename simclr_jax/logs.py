@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,21 +35,47 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; none where there is no such file."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # the last line of a killed run may be half a line
+            break
+    return records
+
+
+def write_projector(
+    folder: pathlib.Path,
+    embeddings: Mapping[str, np.ndarray],
+    *,
+    labels: Sequence[str],
+    thumbnails: np.ndarray,
+) -> None:
+    """Writes embeddings of the same images for TensorBoard's projector, in place of what `folder` held.
+
+    Args:
+      folder: `tensorboard --logdir` of it shows them.
+      embeddings: float [n, F] by name.
+      labels: of the images.
+      thumbnails: uint8 [n, S, S, 3].
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    pictures = thumbnails.transpose(0, 3, 1, 2) / np.float32(255)
+    with SummaryWriter(str(folder)) as writer:
+        for name, features in embeddings.items():
+            tag = re.sub(r"\W+", "_", name).strip("_")
+            writer.add_embedding(features, list(labels), pictures, tag=tag)
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a logged step."""
 
     def __init__(self, path: pathlib.Path, *, step: int):
         """Opens `path` to go on after `step`; what an interrupted run logged beyond it is dropped."""
-        self.records: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the last line of a killed run may be half a line
-                    break
-                if record["step"] > step:
-                    break
-                self.records.append(record)
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         os.replace(partial, path)

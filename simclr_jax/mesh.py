@@ -1,5 +1,7 @@
 """One mesh over all devices: the batch is split over them, everything else is on each of them."""
 
+import os
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,6 +25,14 @@ def data_mesh(batch_size: int) -> Mesh:
             f"set --config.train.batch_size={max(1, batch_size // len(devices)) * len(devices)}"
         )
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def device_name() -> str:
+    """The devices, in words."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return f"CPU with {os.cpu_count()} cores"
+    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

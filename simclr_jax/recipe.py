@@ -1,6 +1,6 @@
 """From a checked config to the pieces of a run; the only room that knows both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from simclr_jax import augment, evaluation, losses, optimizers, resnet, schedules, simclr, training
+from simclr_jax import augment, evaluation, knn, losses, optimizers, resnet, schedules, simclr, training
 from simclr_jax import mesh as meshes
 from simclr_jax.config import Config, Plan
-from simclr_jax.data import batches, pack, sources
+from simclr_jax.data import batches, folders, pack, sources
+from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
 
 _LOOP_STEPS = 64  # room for a second's worth of the fastest steps on an accelerator
@@ -24,7 +25,7 @@ def open_data(config: Config) -> pack.Pack:
     """The images to train on, packed. Raises `UserError` where they cannot be had."""
     data = config.data
     if data.folder:
-        source = sources.folder_source(data.folder)
+        source = folders.folder_source(data.folder)
     else:
         source = sources.tfds_source(data.dataset, data.split, data_dir=config.run.data_dir or None)
     return pack.open_pack(source, size=data.canvas_size, max_unreadable=data.max_unreadable)
@@ -33,15 +34,21 @@ def open_data(config: Config) -> pack.Pack:
 def open_evaluation_set(config: Config) -> EvaluationSet:
     """The labelled images of the 1-NN, packed. Raises `UserError` where they cannot be had."""
     settings = config.evaluation
-    bank, queries = (
-        pack.open_pack(
-            sources.tfds_source(settings.dataset, split, data_dir=config.run.data_dir or None),
-            size=settings.canvas_size,
-        )
-        for split in (settings.bank_split, settings.query_split)
-    )
-    images = EvaluationSet(bank, queries)
+
+    def open_split(split: str) -> pack.Pack:
+        if settings.folder:
+            source = folders.labelled_folder_source(settings.folder, split)
+        else:
+            source = sources.tfds_source(settings.dataset, split, data_dir=config.run.data_dir or None)
+        return pack.open_pack(source, size=settings.canvas_size, max_unreadable=config.data.max_unreadable)
+
+    images = EvaluationSet(open_split(settings.bank_split), open_split(settings.query_split))
     images.check()
+    if settings.k > len(images.bank):
+        raise UserError(
+            f"config.evaluation.k is {settings.k}, {images.bank.name} has {len(images.bank)} images; "
+            f"set --config.evaluation.k to at most {len(images.bank)}"
+        )
     return images
 
 
@@ -113,6 +120,16 @@ def build_views(config: Config, mesh: Mesh) -> Callable[..., tuple[jax.Array, ..
             )
         return [images.reshape(-1, len(canvas), *images.shape[1:]) for images in made]
 
+    return spread_views(config, mesh, make)
+
+
+def spread_views(
+    config: Config, mesh: Mesh, make: Callable[[jax.Array, jax.Array, jax.Array], list[jax.Array]]
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """`make_views` of `training.train_step` on all devices, from `make` for the images of one.
+
+    `make` takes (keys [B], canvas, extent) of a device's own images to arrays [n, B, size, size, 3].
+    """
     # The compiler would split a loop over the images of a sharded batch badly, or not at all.
     make = jax.shard_map(
         make,
@@ -205,43 +222,96 @@ def build_batches(
     )
 
 
-def one_nn_accuracy(config: Config, encode: Callable[[jax.Array], jax.Array], images: EvaluationSet) -> float:
-    """`evaluation.one_nn_accuracy` of an encoder."""
-    return _one_nn_accuracy(config, encode, images, size=config.evaluation.view_size or config.views.size)
+def clean_views(config: Config, size: int) -> evaluation.MakeViews:
+    """The central square of each image at `size` pixels, normalised as in training."""
+    view = partial(
+        augment.center_view,
+        size=size,
+        mean=config.views.mean,
+        std=config.views.std,
+        crop=config.evaluation.crop,
+    )
+    return lambda rows, canvas, extent: jax.vmap(view)(canvas, extent)
+
+
+def crop_and_flip_views(config: Config, size: int, *, seed: int, number: int) -> evaluation.MakeViews:
+    """The crops and flips of training, without its colours: the view `number` of each image.
+
+    It depends on the seed, the number and the image's row in its pack.
+    """
+    without = dict.fromkeys(("jitter", "grayscale", "blur", "solarize"), 0)
+    options: dict[str, Any] = view_options(config) | without | {"size": size}
+
+    def make(rows: jax.Array, canvas: jax.Array, extent: jax.Array) -> jax.Array:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+        views = augment.random_views(keys, canvas, extent, count=1, first=number, **options)
+        return views.astype(jnp.float32)
+
+    return make
+
+
+def view_size(config: Config) -> int:
+    """The pixels that the encoder sees in evaluation."""
+    return config.evaluation.view_size or config.views.size
+
+
+def knn_accuracies(
+    config: Config, encode: Callable[[jax.Array], jax.Array], images: EvaluationSet
+) -> dict[str, float]:
+    """Accuracies of an encoder during training: `knn1_accuracy`, and that of `evaluation.k`."""
+    return _knn_accuracies(config, encode, images, size=view_size(config), ks={1, config.evaluation.k})
 
 
 def raw_pixel_accuracy(config: Config, images: EvaluationSet) -> float:
-    """`evaluation.one_nn_accuracy` of the pixels themselves, at the size they are packed at."""
-    return _one_nn_accuracy(config, evaluation.raw_pixels, images, size=config.evaluation.canvas_size)
+    """1-NN accuracy of the pixels themselves, at the size they are packed at."""
+    size = config.evaluation.canvas_size
+    found = _knn_accuracies(config, evaluation.raw_pixels, images, size=size, ks={1})
+    return found["knn1_accuracy"]
 
 
-def _one_nn_accuracy(
+def _knn_accuracies(
     config: Config,
     encode: Callable[[jax.Array], jax.Array],
     images: EvaluationSet,
     *,
     size: int,
-) -> float:
-    return evaluation.one_nn_accuracy(
-        encode,
-        images,
-        size=size,
-        mean=config.views.mean,
-        std=config.views.std,
-        batch_size=config.evaluation.batch_size,
-        metric=config.evaluation.metric,
+    ks: set[int],
+) -> dict[str, float]:
+    settings = config.evaluation
+    bank, queries = (
+        evaluation.embed(encode, pack, clean_views(config, size), batch_size=settings.batch_size)
+        for pack in images
     )
+    temperature = settings.temperature or None
+    found = knn.accuracies(
+        queries,
+        images.queries.label,
+        bank,
+        images.bank.label,
+        ks=sorted(ks),
+        metric=settings.metric,
+        temperatures=(temperature,),
+    )
+    return {f"knn{k}_accuracy": accuracy for (k, _), accuracy in found.items()}
+
+
+def build_representations(
+    model: simclr.SimCLR, names: Sequence[str]
+) -> Callable[[Any, Any], Callable[[jax.Array], dict[str, jax.Array]]]:
+    """`represent(params, batch_stats)` to some of `SimCLR.representations`, compiled, in inference mode."""
+    graphdef = nnx.graphdef(training.with_batch_statistics(model, running=True))
+
+    @jax.jit
+    def represent(params: Any, batch_stats: Any, images: jax.Array) -> dict[str, jax.Array]:
+        found = nnx.merge(graphdef, params, batch_stats).representations(images)
+        return {name: found[name] for name in names}
+
+    return lambda params, batch_stats: partial(represent, params, batch_stats)
 
 
 def build_encode(
     model: simclr.SimCLR,
 ) -> Callable[[Any, Any], Callable[[jax.Array], jax.Array]]:
     """`encode(params, batch_stats)` to the compiled function of images to h, in inference mode."""
-    graphdef = nnx.graphdef(training.with_batch_statistics(model, running=True))
-
-    @jax.jit
-    def embed(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-        h, _ = nnx.merge(graphdef, params, batch_stats)(images)
-        return h
-
-    return lambda params, batch_stats: partial(embed, params, batch_stats)
+    represent = build_representations(model, ("h",))
+    return lambda params, batch_stats: lambda images: represent(params, batch_stats)(images)["h"]

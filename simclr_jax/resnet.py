@@ -115,15 +115,27 @@ class ResNet(nnx.Module):
         Raises:
           ValueError: for another shape.
         """
+        return self.stage_means(images)[-1]
+
+    def stage_means(self, images: jax.Array) -> list[jax.Array]:
+        """Map images [N, H, W, 3] to the mean over the map after each stage, float32 [N, channels].
+
+        The last of the four is h.
+
+        Raises:
+          ValueError: for another shape.
+        """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images has shape {images.shape}; expected [N, H, W, 3]")
         x = nnx.relu(self.norm(self.conv(images)))
         if self.stem == "imagenet":
             x = _max_pool(x)
+        means = []
         for stage in self.stages:
             for block in stage:
                 x = block(x)
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            means.append(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+        return means
 
 
 class Block(nnx.Module):

@@ -1,17 +1,19 @@
 """Pictures of many images at once: a labelled contact sheet, and a bare grid for TensorBoard."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _PAPER, _INK, _FAINT = 208, 0, 80  # gray levels; no image is lost on this gray, be it black or white
 _MARGIN, _GAP, _BLOCK_GAP = 16, 8, 24  # pixels
 _HEADING, _LABEL, _SMALL = 18, 15, 13  # sizes of the type in pixels
 _LABEL_WIDTH = 176  # at most
+_FRAME = 4
 _GRID_GAP = 2
 
 
@@ -21,6 +23,7 @@ class Row(NamedTuple):
     label: str  # left of the images; lines after the first are set smaller
     images: Sequence[ArrayLike]  # each [H, W, 3], uint8 or float in [0, 1]
     captions: Sequence[str] = ()  # one line below each image, or none at all
+    frames: Sequence[tuple[int, int, int] | None] = ()  # RGB of the line round each image, or none at all
 
 
 class Block(NamedTuple):
@@ -39,14 +42,15 @@ def contact_sheet(blocks: Sequence[Block], *, cell: int = 144) -> np.ndarray:
 
     Args:
       blocks: what to show, from top to bottom; at least one image.
-      cell: side of a cell in pixels, at least 1; less where no image comes out that large.
+      cell: side of a cell in pixels, at least 1; less where no image comes out that large. A frame lies
+        outside.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: if there is no image, one has another shape or type, or a row that has captions does
-        not have one for each image.
+      ValueError: if there is no image, one has another shape or type, or a row that has captions or
+        frames does not have one for each image.
     """
     rows = [row for block in blocks for row in block.rows]
     columns = max((len(row.images) for row in rows), default=0)
@@ -55,8 +59,16 @@ def contact_sheet(blocks: Sequence[Block], *, cell: int = 144) -> np.ndarray:
     for row in rows:
         if row.captions and len(row.captions) != len(row.images):
             raise ValueError(f"{row.label!r} has {len(row.images)} images and {len(row.captions)} captions")
+        if row.frames and len(row.frames) != len(row.images):
+            raise ValueError(f"{row.label!r} has {len(row.images)} images and {len(row.frames)} frames")
 
-    fitted = [[_fitted(image, cell) for image in row.images] for row in rows]
+    fitted = [
+        [
+            _framed(_fitted(image, cell), frame)
+            for image, frame in zip(row.images, row.frames or repeat(None), strict=False)
+        ]
+        for row in rows
+    ]
     cell = max(max(image.size) for images in fitted for image in images)
     labels = [_paragraph(row.label, _LABEL, _LABEL_WIDTH) for row in rows]
     label_width = max((_width(line) for lines in labels for line in lines), default=0)
@@ -186,6 +198,10 @@ def _fitted(value: ArrayLike, cell: int) -> Image.Image:
         return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
     width, height = (max(1, round(side * cell / longer)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _framed(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.Image:
+    return ImageOps.expand(image, _FRAME, colour) if colour else image
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:

@@ -90,3 +90,12 @@ class SimCLR(nnx.Module):
         """Map images [N, H, W, 3] to embeddings h [N, F] and projections z [N, D], both float32."""
         h = self.encoder(images)
         return h, self.head(h)
+
+    def representations(self, images: jax.Array) -> dict[str, jax.Array]:
+        """All that images [N, H, W, 3] can be known by, float32 [N, width]: "h", "z", "stage 1" to "stage 3".
+
+        The stages are those of the encoder, each averaged over its map; after the fourth it is h.
+        """
+        *stages, h = self.encoder.stage_means(images)
+        named = {f"stage {number}": mean for number, mean in enumerate(stages, 1)}
+        return {"h": h, "z": self.head(h), **named}

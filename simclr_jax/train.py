@@ -10,7 +10,6 @@ again, the same command goes on where the run stopped.
 import contextlib
 import functools
 import importlib.metadata
-import os
 import pathlib
 import signal
 import sys
@@ -70,7 +69,7 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
     graphdef, state = training.create_state(model, optimizer)
     state = jax.device_put(state, meshes.replicated(mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say(f"{len(images):,} images of {images.name}; {parameters:,} parameters; {_device()}")
+    say(f"{len(images):,} images of {images.name}; {parameters:,} parameters; {meshes.device_name()}")
     say(str(plan))
 
     workdirs.create(workdir, settings)
@@ -91,15 +90,16 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
         )
         stack.callback(log.close)
 
-        def one_nn(state: training.TrainState) -> float:
+        def knn(state: training.TrainState) -> dict[str, float]:
             embed = encode(state.params, state.batch_stats)
-            return recipe.one_nn_accuracy(settings, embed, evaluation_set)
+            return recipe.knn_accuracies(settings, embed, evaluation_set)
 
         def evaluate(state: training.TrainState) -> dict[str, float]:
-            accuracy = {"knn1_accuracy": one_nn(state)}
-            log.metrics(int(state.step), accuracy)
-            say(f"step {int(state.step)}: 1-NN accuracy {accuracy['knn1_accuracy']:.1%}")
-            return accuracy
+            found = knn(state)
+            log.metrics(int(state.step), found)
+            texts = [f"{name[3:].replace('_', '-NN ')} {value:.1%}" for name, value in found.items()]
+            say(f"step {int(state.step)}: {', '.join(texts)}")
+            return found
 
         if not log.records:
             ids = recipe.first_images(settings, images, _IMAGES_SHOWN)
@@ -108,7 +108,7 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
             say(f"1-NN on {evaluation_set}, {settings.evaluation.metric} distance:")
             raw_pixels = recipe.raw_pixel_accuracy(settings, evaluation_set)
             say(f"  raw pixels         {raw_pixels:.1%}")
-            untrained = one_nn(state)
+            untrained = knn(state)["knn1_accuracy"]
             say(f"  untrained encoder  {untrained:.1%}")
             log.metrics(
                 0,
@@ -158,14 +158,15 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
             )
             return None
         # A run that was killed between its last checkpoint and its result has only this left to do.
-        accuracy = meter.latest.get("knn1_accuracy") or evaluate(state)["knn1_accuracy"]
+        known = {name: value for name, value in meter.latest.items() if name.startswith("knn")}
+        accuracies = known or evaluate(state)
         result = {
             "steps": plan.total_steps,
             "epochs": plan.total_steps / plan.steps_per_epoch,
             "seconds": round(meter.seconds, 1),
             "images_per_second": meter.images_per_second,
-            "device": _device(),
-            "knn1_accuracy": accuracy,
+            "device": meshes.device_name(),
+            **accuracies,
             "knn1_accuracy_raw_pixels": before["knn1_accuracy_raw_pixels"],
             "knn1_accuracy_untrained": before["knn1_accuracy_untrained"],
             "knn1_metric": settings.evaluation.metric,
@@ -209,13 +210,6 @@ def main() -> int:
         return 130 if stop.signal == signal.SIGINT else 0
     print(report(result))
     return 0
-
-
-def _device() -> str:
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return f"CPU with {os.cpu_count()} cores"
-    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,12 @@ def with_batch_statistics(model: nnx.Module, *, running: bool) -> nnx.Module:
     return nnx.view(model, use_running_average=running, raise_if_not_found=False)
 
 
+def weights(model: nnx.Module) -> tuple[Any, Any]:
+    """Parameters and running statistics of `model`, as plain arrays."""
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return nnx.as_pure(params), nnx.as_pure(batch_stats)
+
+
 def create_state(
     model: nnx.Module, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
@@ -122,14 +128,15 @@ def train_step(
 
 
 def make_run_steps(
-    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]],
     fetch: Callable[[Any, jax.Array], Batch],
     sharding: jax.sharding.Sharding,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The compiled program of several steps in one dispatch.
 
     Args:
-      step: one step, (state, batch, key) to (state, metrics).
+      step: one step, (state, batch, key) to (state, metrics). The key comes from the caller as it is, so
+        that it may be a tuple of a key and what else is the same for all steps of a call.
       fetch: (arrays, indices [B]) to the batch.
       sharding: of state and metrics, going in and coming out. Left to the compiler it is another one
         coming out, and the second call compiles again.
@@ -142,7 +149,7 @@ def make_run_steps(
     """
 
     def run_steps(
-        key: jax.Array, state: TrainState, arrays: Any, indices: jax.Array, count: jax.Array
+        key: Any, state: TrainState, arrays: Any, indices: jax.Array, count: jax.Array
     ) -> tuple[TrainState, Metrics]:
         if len(indices) == 1:
             # No loop around a single step: XLA's CPU backend runs convolutions in a loop body on one

@@ -42,6 +42,27 @@ def create(workdir: pathlib.Path, settings: Config) -> None:
     logs.write_json(workdir / _CONFIG, _as_json(settings))
 
 
+def read_config(workdir: pathlib.Path) -> Config:
+    """The config of the run in `workdir`; keys that came after it have their defaults.
+
+    Raises `UserError` where there is no run, or one of a later version.
+    """
+    file = workdir / _CONFIG
+    if not file.exists():
+        raise UserError(f"{workdir} holds no run; name the --workdir of python -m simclr_jax.train")
+    settings = config.default_config()
+    known = config.flatten(settings)
+    for key, value in config.flatten(json.loads(file.read_text())).items():
+        if key not in known:
+            raise UserError(f"{file} has a key {key}, which this version does not know")
+        section, _, name = key.rpartition(".")
+        (settings[section] if section else settings)[name] = (
+            tuple(value) if isinstance(value, list) else value
+        )
+    config.check(settings)
+    return settings
+
+
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What a finished run left; None where the run is not finished."""
     file = workdir / _RESULT

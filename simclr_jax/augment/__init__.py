@@ -36,6 +36,9 @@ The chain has three forms of the same result. On a CPU images go through it one 
 the cache; on a GPU or TPU all at once, without a branch, as products and arithmetic that fuse (`chain.py`).
 `form="plain"` is the reference, dm-pix and jnp operations composed (`plain.py`).
 
+Cutout, Sobel, Gaussian noise and quarter turns (`others.py`), which SimCLR studied and left out, are not in
+the chain; they are functions of one image like the rest.
+
 Sources: Chen et al., https://arxiv.org/abs/2002.05709, appendix A (crop, jitter, gray, blur);
 Grill et al., https://arxiv.org/abs/2006.07733, appendix B (solarize); Caron et al.,
 https://arxiv.org/abs/2006.09882 (more and smaller views).
@@ -66,6 +69,16 @@ from simclr_jax.augment.color import (
     solarize,
 )
 from simclr_jax.augment.crop import crop_and_resize, random_resized_crop, sample_crop
+from simclr_jax.augment.others import (
+    add_noise,
+    cutout,
+    random_cutout,
+    random_gaussian_noise,
+    random_quarter_turns,
+    random_sobel,
+    rotate_quarter_turns,
+    sobel,
+)
 from simclr_jax.augment.views import FORMS, center_view, random_views, sample_view
 
 __all__ = [
@@ -73,6 +86,7 @@ __all__ = [
     "MAX_ENLARGEMENT",
     "Jitter",
     "View",
+    "add_noise",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_hue",
@@ -81,23 +95,30 @@ __all__ = [
     "center_view",
     "color_jitter",
     "crop_and_resize",
+    "cutout",
     "flip_left_right",
     "gaussian_blur",
     "normalize",
     "random_brightness",
     "random_color_jitter",
     "random_contrast",
+    "random_cutout",
     "random_flip_left_right",
     "random_gaussian_blur",
+    "random_gaussian_noise",
     "random_grayscale",
     "random_hue",
+    "random_quarter_turns",
     "random_resized_crop",
     "random_saturation",
+    "random_sobel",
     "random_solarize",
     "random_views",
     "rgb_to_grayscale",
+    "rotate_quarter_turns",
     "sample_crop",
     "sample_jitter",
     "sample_view",
+    "sobel",
     "solarize",
 ]

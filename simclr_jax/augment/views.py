@@ -206,11 +206,17 @@ def _keys(keys: Array, batch: int) -> Array:
 
 
 def center_view(
-    canvas: Array, extent: Array, *, size: int, mean: Sequence[float], std: Sequence[float]
+    canvas: Array,
+    extent: Array,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float = 1.0,
 ) -> Array:
-    """The view for evaluation: the largest central square, resized and normalised.
+    """The view for evaluation: a central square, resized and normalised.
 
-    Up to rounding, torchvision's `Resize(size)` followed by `CenterCrop(size)`.
+    Up to rounding, torchvision's `Resize(size / crop)` followed by `CenterCrop(size)`.
 
     Args:
       canvas: [H, W, 3], uint8 or float in [0, 1].
@@ -218,13 +224,16 @@ def center_view(
       size: side of the view.
       mean: subtracted from the channels at the end.
       std: divides them then.
+      crop: side of the square as a share of the image's shorter side, above 0 and at most 1.
 
     Returns:
       float32 [size, size, 3].
     """
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
     canvas = checks.canvas("canvas", canvas)
     extent = checks.extent("extent", extent, canvas.shape[:2])
-    side = jnp.min(extent)
-    corner = (extent - side) // 2
+    side = crop * jnp.min(extent)
+    corner = (extent - side) / 2 if crop < 1 else (extent - side) // 2
     box = jnp.concatenate([corner, jnp.stack([side, side])]).astype(jnp.float32)
     return color.normalize(crop_and_resize(canvas, box, size), mean, std)

@@ -1,18 +1,15 @@
-"""Where encoded images come from: a prepared TFDS data set, or a folder of files."""
+"""Where encoded images come from: the protocol of a source, and prepared TFDS data sets."""
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from simclr_jax.errors import UserError
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 SHAPES = "shapes"
 ARRAY_RECORD = "array_record"
 UNLABELLED = -1
@@ -117,6 +114,60 @@ def tfds_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
         UserError: if the data set or split is unknown, empty or without images, or the data set is
             not prepared in that folder, or not as array_record.
     """
+    prepared = _prepared(dataset, data_dir)
+    label_key = prepared.label_key
+    shards = _shards(prepared.builder.info, dataset, split, prepared.command)
+    return _TfdsSource(
+        name=f"{dataset}[{split}]",
+        class_names=prepared.class_names,
+        fingerprint={
+            "tfds": prepared.builder.info.full_name,
+            "keys": [prepared.image_key, label_key],
+            "shards": shards,
+        },
+        records=prepared.read(split),
+        image_key=prepared.image_key,
+        label_key=label_key,
+    )
+
+
+class Description(NamedTuple):
+    """What a data set says of itself."""
+
+    splits: tuple[str, ...]
+    class_names: tuple[str, ...]  # empty where nothing is labelled
+    side: int | None  # pixels of the longer side, where all images are of one size
+
+
+def describe_tfds(dataset: str, *, data_dir: str | None = None) -> Description:
+    """Describes a prepared TFDS image data set. Arguments and errors are those of `tfds_source`."""
+    prepared = _prepared(dataset, data_dir)
+    info = prepared.builder.info
+    height, width = info.features[prepared.image_key].shape[:2]
+    return Description(
+        tuple(sorted(info.splits)), prepared.class_names, max(height, width) if height and width else None
+    )
+
+
+class _Prepared(NamedTuple):
+    """A data set that was prepared as array_record."""
+
+    builder: Any  # its decorated methods lost their types
+    image_key: str
+    label_key: str | None
+    command: str  # that prepares it
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.builder.info.features[self.label_key].names) if self.label_key else ()
+
+    def read(self, split: str) -> Sequence[Any]:
+        import tensorflow_datasets as tfds
+
+        return self.builder.as_data_source(split, decoders={self.image_key: tfds.decode.SkipDecoding()})
+
+
+def _prepared(dataset: str, data_dir: str | None) -> _Prepared:
     import tensorflow_datasets as tfds
 
     root = tfds_dir(dataset, data_dir)
@@ -132,7 +183,7 @@ def tfds_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
             f"{dataset} is not prepared in {root}"
             f"{f' (prepared there: {there})' if there else ''}; run: {command}"
         )
-    builder: Any = tfds.builder_from_directory(folder)  # its decorated methods lost their types
+    builder: Any = tfds.builder_from_directory(folder)
     info = builder.info
     formats = {file_format.value for file_format in info.available_file_formats()}
     if ARRAY_RECORD not in formats:
@@ -149,16 +200,7 @@ def tfds_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
         raise UserError(
             f"{dataset} has no image among its features ({', '.join(features)}); choose an image data set"
         )
-    label_key = labels[0] if labels else None
-    shards = _shards(info, dataset, split, command)
-    return _TfdsSource(
-        name=f"{dataset}[{split}]",
-        class_names=tuple(features[label_key].names) if label_key else (),
-        fingerprint={"tfds": info.full_name, "keys": [images[0], label_key], "shards": shards},
-        records=builder.as_data_source(split, decoders={images[0]: tfds.decode.SkipDecoding()}),
-        image_key=images[0],
-        label_key=label_key,
-    )
+    return _Prepared(builder, images[0], labels[0] if labels else None, command)
 
 
 def prepared_folder(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -245,62 +287,3 @@ def _shards(info: Any, dataset: str, split: str, command: str) -> list[tuple[str
             ) from error
         shards.append((file.name, status.st_size, status.st_mtime_ns, instruction.skip, instruction.take))
     return shards
-
-
-@dataclasses.dataclass(frozen=True)
-class _FolderSource:
-    name: str
-    fingerprint: Mapping[str, Any]
-    files: tuple[str, ...]  # below the folder `name`
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def record(self, index: int) -> tuple[bytes, int]:
-        return pathlib.Path(self.describe(index)).read_bytes(), UNLABELLED
-
-    def describe(self, index: int) -> str:
-        return os.path.join(self.name, self.files[index])
-
-
-def folder_source(path: str) -> Source:
-    """Opens the images in a folder, at any depth, as unlabelled, in the order of their paths.
-
-    Read are files whose names end in one of `EXTENSIONS`, in any case. Hidden files and folders are
-    left out, and links to folders are not followed.
-
-    Raises:
-        UserError: if there is no such folder, it cannot be listed, or it holds no images.
-    """
-    root = pathlib.Path(path).expanduser()
-    if not root.exists():
-        raise UserError(f"there is no folder {root}")
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; give the folder that holds the images")
-
-    files: list[str] = []
-    others = 0
-    for parent, folders, names in os.walk(root, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = pathlib.Path(parent, name)
-            if name.startswith("."):
-                continue
-            if file.suffix.lower() in EXTENSIONS and file.is_file():
-                files.append(file.relative_to(root).as_posix())
-            else:
-                others += 1
-    if not files:
-        raise UserError(f"no images in {root} ({others} other files); read are {', '.join(EXTENSIONS)}")
-    files.sort()
-
-    content = hashlib.sha256()
-    for file in files:
-        status = (root / file).stat()
-        content.update(json.dumps([file, status.st_size, status.st_mtime_ns]).encode())
-    return _FolderSource(name=str(root), fingerprint={"folder": content.hexdigest()}, files=tuple(files))
-
-
-def _cannot_list(error: OSError) -> None:
-    raise UserError(f"cannot list {error.filename} ({error.strerror})") from error

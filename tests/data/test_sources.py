@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_jax.data.decode import decode_rgb
-from simclr_jax.data.sources import cache_dir, folder_source, tfds_dir, tfds_source
+from simclr_jax.data.sources import cache_dir, describe_tfds, tfds_dir, tfds_source
 from simclr_jax.errors import UserError
 
 
@@ -223,6 +222,11 @@ def test_reading_imports_no_framework(toys):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_data_set_describes_itself(toys):
+    described = describe_tfds("toy_stl", data_dir=toys)
+    assert described == (("test", "train", "unlabelled"), ("plane", "bird"), 4)
+
+
 @pytest.mark.parametrize(
     ("dataset", "split", "count"),
     [("cifar10", "test", 10_000), ("imagenette/320px-v2", "validation", 3_925)],
@@ -236,47 +240,6 @@ def test_real_data_sets(dataset, split, count):
     data, label = source.record(17)
     assert decode_rgb(data, size=32).ndim == 3
     assert 0 <= label < 10
-
-
-def test_folder_is_read_in_order_at_any_depth_and_case(tmp_path):
-    for index, name in enumerate(["b/x.JPEG", "a/z.png", "a/y/w.WebP", "c.bmp", "B.jpg"]):
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2), (index, 0, 0)).save(file)
-    for name in ["a/.hidden.png", ".git/x.png", "notes.txt"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    source = folder_source(str(tmp_path))
-    assert source.name == str(tmp_path)
-    assert source.class_names == ()
-    relative = [os.path.relpath(source.describe(index), tmp_path) for index in range(len(source))]
-    assert relative == ["B.jpg", "a/y/w.WebP", "a/z.png", "b/x.JPEG", "c.bmp"]
-    data, label = source.record(2)
-    assert label == -1
-    np.testing.assert_array_equal(decode_rgb(data, size=3)[0, 0], [1, 0, 0])
-
-
-def test_folder_fingerprint(tmp_path):
-    def fingerprint():
-        return json.dumps(folder_source(str(tmp_path)).fingerprint)
-
-    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
-    first = fingerprint()
-    assert fingerprint() == first
-    os.utime(tmp_path / "a.png", ns=(0, 1))
-    changed = fingerprint()
-    (tmp_path / "a.png").rename(tmp_path / "b.png")
-    assert len({first, changed, fingerprint()}) == 3
-
-
-def test_folder_errors(tmp_path):
-    with pytest.raises(UserError, match="there is no folder"):
-        folder_source(str(tmp_path / "missing"))
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="is a file"):
-        folder_source(str(tmp_path / "notes.txt"))
-    with pytest.raises(UserError, match=r"no images .*\(1 other files\).*\.jpeg, \.jpg"):
-        folder_source(str(tmp_path))
 
 
 def test_cache_dir(monkeypatch):
