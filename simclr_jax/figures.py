@@ -141,7 +141,9 @@ def scatter(
     colours = np.array(COLOURS)[labels % len(COLOURS)]
     legend_columns = -(-classes // 25)
     legend_width = legend_columns * (0.5 + _LETTER * max(map(len, class_names)))
-    with _png(path, 7.4 + legend_width, 7.2) as figure:
+    extent = np.ptp(points, axis=0)
+    height = float(np.clip(7 * extent[1] / max(extent[0], 1e-9), 3.2, 8))
+    with _png(path, 7.4 + legend_width, 0.6 + height) as figure:
         axes = figure.subplots()
         for shape, marker in enumerate(MARKERS):
             chosen = labels // len(COLOURS) == shape

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax import knn, neighbors, probe
+from simclr_jax import knn, probe
 
 
 class Questions(NamedTuple):
@@ -54,7 +54,7 @@ def measure(
     labels = features.bank_labels, features.query_labels
     queries = len(features.queries)
     grid = []
-    for metric in neighbors.METRICS:
+    for metric in ("cosine", "euclidean"):
         temperatures = [*questions.temperatures, None] if metric == "cosine" else [None]
         found = knn.accuracies(
             features.queries,
@@ -79,15 +79,21 @@ def measure(
                 }
             )
 
-    probes = []
-    for seed in questions.seeds:
-        rows = features.bank if augmented is None else augmented(seed)
-        rows_labels = np.tile(labels[0], len(rows) // len(features.bank))
-        probes.append(
-            probe.linear_probe(
-                rows, rows_labels, features.queries, labels[1], classes=features.classes, seed=seed
-            )
+    def linear(rows: np.ndarray, seeds: Sequence[int]) -> list[probe.Probe]:
+        copies = len(rows) // len(features.bank)
+        return probe.linear_probe(
+            rows,
+            np.tile(labels[0], copies),
+            features.queries,
+            labels[1],
+            classes=features.classes,
+            seeds=seeds,
         )
+
+    if augmented is None:
+        probes = linear(features.bank, questions.seeds)
+    else:
+        probes = [found for seed in questions.seeds for found in linear(augmented(seed), [seed])]
     few = []
     for per_class in questions.per_class:
         drawn = probe.few_labels(

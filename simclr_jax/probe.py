@@ -5,7 +5,7 @@ without augmentation, and an L2 penalty chosen on held-out rows of the training 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,14 +111,14 @@ def linear_probe(
     test_labels: ArrayLike,
     *,
     classes: int,
-    seed: int,
+    seeds: Sequence[int],
     l2_grid: Sequence[float] = L2_GRID,
-) -> Probe:
-    """Fits a linear classifier on the training rows and measures it on the test rows.
+) -> list[Probe]:
+    """Fits a linear classifier on the training rows and measures it on the test rows, once for each seed.
 
     The penalty is the one of the grid with the best accuracy on held-out rows of `train`, the larger of
     two that are equal: five-fold cross-validation up to 10,000 rows, above that one held-out tenth, both
-    stratified by class and drawn from `seed`. The classifier is then fitted on all of `train`. Held-out
+    stratified by class and drawn from the seed. The classifier is then fitted on all of `train`. Held-out
     rows are standardised with the mean and deviation of all of `train`.
 
     Args:
@@ -128,11 +128,12 @@ def linear_probe(
       test: [M, F], any real dtype.
       test_labels: int [M], in [0, classes).
       classes: C, at least 2.
-      seed: of the held-out rows; the same seed gives the same result to the bit.
+      seeds: each of other held-out rows; the same seed gives the same result to the bit.
       l2_grid: penalties, positive, as in `fit`.
 
     Returns:
-      Accuracy, penalty, and the accuracies on held-out rows, none if the grid has but one penalty.
+      For each seed accuracy, penalty, and the accuracies on held-out rows, none if the grid has but one
+      penalty.
 
     Raises:
       ValueError: as `fit`, and for a class with too few examples.
@@ -140,7 +141,8 @@ def linear_probe(
     train, train_labels = _checked("train", train, "train_labels", train_labels, classes)
     test, test_labels = _checked("test", test, "test_labels", test_labels, classes)
     _check_same_width(train, test)
-    return _probe(train, train_labels, test, test_labels, classes, jax.random.key(seed), l2_grid)
+    keys = list(map(jax.random.key, seeds))
+    return _probes(train, train_labels, test, test_labels, classes, keys, l2_grid)
 
 
 def few_labels(
@@ -192,7 +194,7 @@ def few_labels(
     for draw in range(draws):
         rows_key, folds_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), draw))
         rows = np.sort(_by_class(rows_key, train_labels)[chosen.reshape(-1)])
-        probes.append(_probe(train[rows], train_labels[rows], test, test_labels, classes, folds_key, l2_grid))
+        probes += _probes(train[rows], train_labels[rows], test, test_labels, classes, [folds_key], l2_grid)
     return probes
 
 
@@ -234,7 +236,8 @@ def _check_penalties(l2_grid: Sequence[float]) -> None:
         raise ValueError(f"the penalties are {tuple(l2_grid)}; expected one or more finite numbers > 0")
 
 
-def _probe(train, train_labels, test, test_labels, classes, key, l2_grid) -> Probe:
+def _probes(train, train_labels, test, test_labels, classes, keys, l2_grid) -> list[Probe]:
+    """A probe for each key."""
     counts = _check_complete(train_labels, classes)
     _check_penalties(l2_grid)
     if len(l2_grid) > 1 and counts.min() < 2:
@@ -243,12 +246,20 @@ def _probe(train, train_labels, test, test_labels, classes, key, l2_grid) -> Pro
             "needs 2"
         )
     data = _load(train, train_labels)
-    best, held_out = l2_grid[0], ()
-    if len(l2_grid) > 1:
-        held_out = _held_out_accuracies(data, train_labels, l2_grid, classes, key)
-        best = max(zip(held_out, l2_grid, strict=True))[1]
-    predicted = jnp.argmax(_logits(_fit(data, best, classes), test), axis=1)
-    return Probe(float(np.mean(np.asarray(predicted) == test_labels)), float(best), held_out)
+
+    @cache  # seeds that choose the same penalty have the same classifier
+    def accuracy(l2: float) -> float:
+        predicted = jnp.argmax(_logits(_fit(data, l2, classes), test), axis=1)
+        return float(np.mean(np.asarray(predicted) == test_labels))
+
+    probes = []
+    for key in keys:
+        best, held_out = l2_grid[0], ()
+        if len(l2_grid) > 1:
+            held_out = _held_out_accuracies(data, train_labels, l2_grid, classes, key)
+            best = max(zip(held_out, l2_grid, strict=True))[1]
+        probes.append(Probe(accuracy(best), float(best), held_out))
+    return probes
 
 
 def _held_out_accuracies(data, labels, l2_grid, classes, key) -> tuple[float, ...]:

@@ -137,7 +137,7 @@ def test_row_counts_that_fill_the_same_blocks_share_a_program():
 def test_held_out_accuracy_is_that_of_separate_fits():
     linear_model = pytest.importorskip("sklearn.linear_model")
     train, labels = mixture(400)
-    found = linear_probe(train, labels, train, labels, classes=3, seed=5, l2_grid=GRID)
+    (found,) = linear_probe(train, labels, train, labels, classes=3, seeds=[5], l2_grid=GRID)
     folds = probe._folds(jax.random.key(5), labels, 5)
     rows = standardised(train)
     for l2, accuracy in zip(GRID, found.held_out, strict=True):
@@ -154,7 +154,7 @@ def test_held_out_accuracy_is_that_of_separate_fits():
 def test_large_sets_hold_out_one_tenth(monkeypatch):
     monkeypatch.setattr(probe, "_CROSS_VALIDATED", 499)
     train, labels = mixture(500)
-    found = linear_probe(train, labels, train, labels, classes=3, seed=5, l2_grid=GRID)
+    (found,) = linear_probe(train, labels, train, labels, classes=3, seeds=[5], l2_grid=GRID)
     hits = 50 * np.asarray(found.held_out)
     np.testing.assert_allclose(hits, np.round(hits), atol=1e-9)
     assert found.held_out[GRID.index(found.l2)] == max(found.held_out)
@@ -175,7 +175,7 @@ def test_penalty_is_chosen_without_the_test_rows():
     test, test_labels = mixture(500, seed=1)
 
     def run(test, test_labels, seed):
-        return linear_probe(train, labels, test, test_labels, classes=3, seed=seed, l2_grid=GRID)
+        return linear_probe(train, labels, test, test_labels, classes=3, seeds=[seed], l2_grid=GRID)[0]
 
     found = run(test, test_labels, 0)
     assert run(test, test_labels, 0) == found
@@ -189,7 +189,7 @@ def test_penalty_is_chosen_without_the_test_rows():
 
 def test_equal_penalties_give_the_larger():
     train, labels = mixture(300, spread=20.0)
-    found = linear_probe(train, labels, train, labels, classes=3, seed=0, l2_grid=(1e-4, 1e-2, 1e-3))
+    (found,) = linear_probe(train, labels, train, labels, classes=3, seeds=[0], l2_grid=(1e-4, 1e-2, 1e-3))
     assert found == (1.0, 1e-2, (1.0, 1.0, 1.0))
 
 
@@ -200,9 +200,9 @@ def test_few_labels_draws_as_many_rows_of_each_class(monkeypatch):
 
     def record(rows, row_labels, *_):
         seen.append((np.asarray(rows[:, 0], int), row_labels))
-        return probe.Probe(0.0, 0.0, ())
+        return [probe.Probe(0.0, 0.0, ())]
 
-    monkeypatch.setattr(probe, "_probe", record)
+    monkeypatch.setattr(probe, "_probes", record)
     for draws in (3, 2):
         few_labels(train, labels, train, labels, classes=3, per_class=20, draws=draws, seed=4)
     for rows, row_labels in seen:
@@ -258,11 +258,11 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"features has shape \(60, 19\); expected \[N, 20\]"):
         logits(fit(x, y, classes=3, l2=1.0), x[:, 1:])
     with pytest.raises(ValueError, match=r"the penalties are \(\)"):
-        linear_probe(x, y, x, y, classes=3, seed=0, l2_grid=())
+        linear_probe(x, y, x, y, classes=3, seeds=[0], l2_grid=())
     with pytest.raises(ValueError, match="test has 19 features and train 20"):
-        linear_probe(x, y, x[:, 1:], y, classes=3, seed=0)
+        linear_probe(x, y, x[:, 1:], y, classes=3, seeds=[0])
     with pytest.raises(ValueError, match="test_labels holds 3; expected 0 to 2"):
-        linear_probe(x, y, x, y + 1, classes=3, seed=0)
+        linear_probe(x, y, x, y + 1, classes=3, seeds=[0])
     rarest = np.bincount(y)[0]
     with pytest.raises(ValueError, match=f"per_class is 50; expected 1 to {rarest}, the examples of class 0"):
         few_labels(x, y, x, y, classes=3, per_class=50, draws=1, seed=0)
@@ -276,6 +276,6 @@ def test_features_that_are_not_finite_are_refused(bad):
     broken = x.copy()
     broken[7, 1] = bad
     with pytest.raises(ValueError, match="train holds a NaN or an infinity"):
-        linear_probe(broken, y, x, y, classes=3, seed=0)
+        linear_probe(broken, y, x, y, classes=3, seeds=[0])
     with pytest.raises(ValueError, match="test holds a NaN or an infinity"):
-        linear_probe(x, y, broken, y, classes=3, seed=0)
+        linear_probe(x, y, broken, y, classes=3, seeds=[0])
