@@ -26,25 +26,25 @@ Pictures need: pip install -e '.[figures]'
 
 import importlib.metadata
 import importlib.util
+import math
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from simclr_jax import checkpoints, command, config, evaluation, measure, recipe, report, training, workdirs
-from simclr_jax.config import Config
-from simclr_jax.data import sources
+from simclr_jax import command, evaluation, measure, recipe, report
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
-from simclr_jax.logs import read_metrics, say, write_json
+from simclr_jax.logs import say, write_json
 from simclr_jax.mesh import device_name
 from simclr_jax.page import Section
+from simclr_jax.runs import Encoder, Run, open_run, set_evaluation
 from simclr_jax.table import table_text
 
 _KS = (1, 10, 20, 200)
@@ -73,165 +73,60 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder.", flag_values=_F
 _OUT = flags.DEFINE_string("out", None, "Folder for the results.", flag_values=_FLAGS)
 
 
-class Run(NamedTuple):
-    """A pretrained run with its kept checkpoints."""
-
-    workdir: pathlib.Path
-    settings: Config
-    steps: list[int]  # ascending, at least one
-    history: list[dict[str, Any]]  # metrics.jsonl
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return str(self.workdir)
-
-    def epoch(self, step: int) -> float | None:
-        """The epoch of a step, where the log tells how many steps one has."""
-        logged = next((record for record in self.history if record["step"] and record["epoch"]), None)
-        return round(step * logged["epoch"] / logged["step"], 2) if logged else None
-
-
-def open_run(workdir: pathlib.Path) -> Run:
-    """Opens a run, finished or not. Raises `UserError` where there is none, or nothing to load of it."""
-    settings = workdirs.read_config(workdir)
-    steps = checkpoints.finished_steps(workdir / "checkpoints")
-    if not steps:
-        raise UserError(
-            f"{workdir} has no finished checkpoint yet; start its training again, or wait for the first"
-        )
-    return Run(workdir, settings, steps, read_metrics(workdir / "metrics.jsonl"))
-
-
-def set_evaluation(runs: Sequence[Run]) -> None:
-    """Gives all runs the data set that the flags name, or else that of the first run.
-
-    Raises `UserError` for flags that do not fit each other or the data set.
-    """
-    if _DATASET.value and _FOLDER.value:
-        raise UserError("set either --dataset or --folder")
-    chosen = runs[0].settings.evaluation
-    if _FOLDER.value:
-        chosen.dataset, chosen.folder = "", _FOLDER.value
-        chosen.bank_split, chosen.query_split = "train", "test"
-        chosen.canvas_size = _VIEW_SIZE.value or recipe.view_size(runs[0].settings)
-    elif _DATASET.value and _DATASET.value != chosen.dataset:
-        chosen.dataset, chosen.folder = _DATASET.value, ""
-        described = sources.describe_tfds(_DATASET.value, data_dir=_data_dir(runs[0].settings))
-        held_out = [split for split in ("test", "validation") if split in described.splits]
-        if "train" not in described.splits or not held_out:
-            if not (_BANK_SPLIT.value and _QUERY_SPLIT.value):
-                raise UserError(
-                    f"{_DATASET.value} has the splits {', '.join(described.splits)}; "
-                    "set --bank_split and --query_split"
-                )
-        chosen.bank_split, chosen.query_split = "train", (held_out or [""])[0]
-        chosen.canvas_size = described.side or _VIEW_SIZE.value or recipe.view_size(runs[0].settings)
-    for name, flag in {
-        "bank_split": _BANK_SPLIT,
-        "query_split": _QUERY_SPLIT,
-        "canvas_size": _CANVAS_SIZE,
-        "crop": _CROP,
-    }.items():
-        if flag.value is not None:
-            chosen[name] = flag.value
-    for run in runs:
-        view_size = _VIEW_SIZE.value or recipe.view_size(run.settings)
-        run.settings.evaluation.update(chosen)
-        run.settings.evaluation.view_size = view_size
-        run.settings.run.data_dir = _data_dir(run.settings) or ""
-        config.check(run.settings)
-
-
-def _seen(settings: Config) -> list[Any]:
-    """What decides the encoder's view of a clean image."""
-    return [recipe.view_size(settings), settings.views.mean, settings.views.std]
-
-
-def _data_dir(settings: Config) -> str | None:
-    return _DATA_DIR.value or settings.run.data_dir or None
-
-
-def questions(images: EvaluationSet) -> measure.Questions:
-    """What the flags ask; by default no more than the images can answer.
+def questions(
+    images: EvaluationSet,
+    *,
+    ks: Sequence[int] | None,
+    temperatures: Sequence[float],
+    seeds: int,
+    labels: Sequence[int] | None,
+    draws: int,
+) -> measure.Questions:
+    """What is asked of each representation; None: as much of the usual as the images can answer.
 
     Raises `UserError` for a k beyond the bank, or more labels a class than there are.
     """
-    counts = np.bincount(images.bank.label, minlength=len(images.bank.class_names))
+    bank = images.bank
+    counts = np.bincount(bank.label, minlength=len(bank.class_names))
     rarest = int(counts.argmin())
     if not counts[rarest]:
         raise UserError(
-            f"class {images.bank.class_names[rarest]} has no example in {images.bank.name}; "
-            "choose a larger --bank_split"
+            f"class {bank.class_names[rarest]} has no example in {bank.name}; choose a larger --bank_split"
         )
-    ks = _numbers("ks", _NEIGHBORS.value, int) or [k for k in _KS if k <= len(images.bank)]
-    if max(ks) > len(images.bank):
+    if counts[rarest] < 2:
         raise UserError(
-            f"--ks asks for {max(ks)} neighbours, {images.bank.name} has {len(images.bank):,} images"
+            f"class {bank.class_names[rarest]} has one example in {bank.name}, and the linear probe needs "
+            "two, as some choose its penalty; choose a larger --bank_split"
         )
-    if _LABELS_FLAG.value is None:
+    if ks is None:
+        ks = [k for k in _KS if k <= len(bank)]
+    elif max(ks) > len(bank):
+        raise UserError(f"--ks asks for {max(ks)} neighbours, {bank.name} has {len(bank):,} images")
+    if labels is None:
         labels = [n for n in _LABELS if n < counts[rarest]]
-    else:
-        labels = _numbers("labels", _LABELS_FLAG.value, int)
-        if labels and max(labels) > counts[rarest]:
-            raise UserError(
-                f"--labels asks for {max(labels)} a class, {images.bank.name} has {counts[rarest]} of class "
-                f"{images.bank.class_names[rarest]}"
-            )
-        if labels and min(labels) < 2:
-            raise UserError("--labels needs 2 a class or more, as some choose the penalty")
+    elif labels and max(labels) > counts[rarest]:
+        raise UserError(
+            f"--labels asks for {max(labels)} a class, {bank.name} has {counts[rarest]} of class "
+            f"{bank.class_names[rarest]}"
+        )
+    elif labels and min(labels) < 2:
+        raise UserError("--labels needs 2 a class or more, as some choose the penalty")
     return measure.Questions(
-        ks=sorted({1, *ks}),
-        temperatures=_numbers("temperatures", _TEMPERATURES.value, float),
-        seeds=range(_SEEDS.value),
-        per_class=labels,
-        draws=_DRAWS.value,
+        ks=sorted({1, *ks}), temperatures=temperatures, seeds=range(seeds), per_class=labels, draws=draws
     )
 
 
-def _numbers(name: str, texts: Sequence[str] | None, kind: type) -> list[Any]:
-    """The numbers above 0 that a flag lists, ascending."""
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
+    """The numbers above 0 that a flag lists, ascending; None where it is not set."""
+    if flag.value is None:
+        return None
     try:
-        values = sorted({kind(text) for text in texts or ()})
+        values = sorted({kind(text) for text in flag.value})
     except ValueError:
         values = [0]
-    if values and not values[0] > 0:
-        raise UserError(f"--{name} is {','.join(texts or ())}; write numbers above 0, such as 1,10")
+    if values and not 0 < values[0] <= values[-1] < math.inf:
+        raise UserError(f"--{flag.name} is {','.join(flag.value)}; write numbers above 0, such as 1,10")
     return values
-
-
-class _Encoder:
-    """The representations that a run gives images, by any of its weights."""
-
-    def __init__(self, run: Run, images: EvaluationSet, names: Sequence[str]):
-        self._run, self._images, self._names = run, images, names
-        self._size = recipe.view_size(run.settings)
-        model = recipe.build_model(run.settings)
-        self._initial = training.weights(model)
-        self._represent = recipe.build_representations(model, names)
-
-    def embed(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """By name float32 [N, F] of bank and of queries; by the weights of a step, or the initial ones."""
-        views = recipe.clean_views(self._run.settings, self._size)
-        bank, queries = (self._embed(step, pack, views) for pack in self._images)
-        return bank, queries
-
-    def augmented(self, step: int | None, name: str, views: int, seed: int) -> np.ndarray:
-        """float32 [views * N, F] of random crops and flips of the bank."""
-        make = partial(recipe.crop_and_flip_views, self._run.settings, self._size, seed=seed)
-        return np.concatenate(
-            [self._embed(step, self._images.bank, make(number=number))[name] for number in range(views)]
-        )
-
-    def _embed(self, step: int | None, pack: Pack, views: evaluation.MakeViews) -> dict[str, np.ndarray]:
-        encode = self._represent(*self._weights(step))
-        return evaluation.embed(encode, pack, views, batch_size=self._run.settings.evaluation.batch_size)
-
-    @lru_cache(maxsize=1)  # noqa: B019
-    def _weights(self, step: int | None) -> tuple[Any, Any]:
-        if step is None:
-            return self._initial
-        return checkpoints.load_weights(self._run.workdir / "checkpoints", step, *self._initial)
 
 
 def evaluate(
@@ -275,15 +170,14 @@ def evaluate(
 
     starts: list[Any] = []
     for run in runs:
-        encoder = _Encoder(run, images, names)
+        encoder = Encoder(run, images, names)
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         wanted: list[tuple[int | None, list[str], measure.Questions]] = [
             (step, ["h"], briefly) for step in run.steps[:-1] if every
         ]
         wanted.append((run.steps[-1], names, asked))
-        start = [run.settings.seed, run.settings.model.to_dict(), _seen(run.settings)]
-        if start not in starts:  # runs of one model and seed begin with the same weights
-            starts.append(start)
+        if run.start not in starts:  # runs of one model and seed begin with the same weights
+            starts.append(run.start)
             wanted.append((None, ["h"], asked))
         for step, representations, questions in wanted:
             bank, queries = encoder.embed(step)
@@ -351,12 +245,29 @@ def main() -> int:
     if not _WORKDIRS.value:
         raise UserError("name a run with --workdir, such as runs/shapes")
     runs = [open_run(pathlib.Path(folder)) for folder in dict.fromkeys(_WORKDIRS.value)]
-    set_evaluation(runs)
+    set_evaluation(
+        runs,
+        dataset=_DATASET.value,
+        folder=_FOLDER.value,
+        bank_split=_BANK_SPLIT.value,
+        query_split=_QUERY_SPLIT.value,
+        canvas_size=_CANVAS_SIZE.value,
+        view_size=_VIEW_SIZE.value,
+        crop=_CROP.value,
+        data_dir=_DATA_DIR.value,
+    )
     chosen = runs[0].settings.evaluation
     name = chosen.dataset or pathlib.Path(chosen.folder).expanduser().resolve().name
     out = pathlib.Path(_OUT.value or runs[0].workdir / "evaluation" / re.sub(r"[^\w.-]+", "-", name))
     images = recipe.open_evaluation_set(runs[0].settings)
-    asked = questions(images)
+    asked = questions(
+        images,
+        ks=_numbers(_NEIGHBORS, int),
+        temperatures=_numbers(_TEMPERATURES, float) or [],
+        seeds=_SEEDS.value,
+        labels=_numbers(_LABELS_FLAG, int),
+        draws=_DRAWS.value,
+    )
     out.mkdir(parents=True, exist_ok=True)
 
     say(f"measuring on {images}")

@@ -64,7 +64,8 @@ def write_projector(
     if folder.exists():
         shutil.rmtree(folder)
     pictures = thumbnails.transpose(0, 3, 1, 2) / np.float32(255)
-    with SummaryWriter(str(folder)) as writer:
+    # It draws thumbnails on a square larger than they fill, whose rest is whatever was in memory.
+    with SummaryWriter(str(folder)) as writer, np.errstate(over="ignore", invalid="ignore"):
         for name, features in embeddings.items():
             tag = re.sub(r"\W+", "_", name).strip("_")
             writer.add_embedding(features, list(labels), pictures, tag=tag)

@@ -97,8 +97,8 @@ def nearest(
             block = search(rows, dtype=jnp.float32)
             doubtful = np.flatnonzero(block.squared[:, -1] >= block.bound)
             if len(doubtful):
-                # A power of two, filled up with repetitions, so that few programs are compiled.
-                doubtful = np.resize(doubtful, 1 << (len(doubtful) - 1).bit_length())
+                # Filled up with repetitions to a power of 4, so that few programs are compiled.
+                doubtful = np.resize(doubtful, max(64, 4 ** -(-(len(doubtful) - 1).bit_length() // 2)))
                 again = search(rows[doubtful], dtype=jnp.float64)
                 block.squared[doubtful], block.index[doubtful] = again.squared, again.index
             found.append(block)

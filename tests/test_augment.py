@@ -2,7 +2,9 @@
 
 import doctest
 import functools
+import importlib
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from scipy import stats
 from simclr_jax import augment, config
 from simclr_jax.augment import blur, chain, crop
 from simclr_jax.augment import planes as plane
+from simclr_jax.benchmark import peers
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "augment.npz")
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -555,6 +558,49 @@ def test_normalize_and_center_view():
     assert_close(augment.center_view(canvas, jnp.array([24, 24]), size=24, mean=mean, std=std), expected)
     wide = augment.center_view(canvas, jnp.array([11, 24]), size=11, mean=(0, 0, 0), std=(1, 1, 1))
     assert_close(wide, image[:11, 6:17], 1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 20])
+def test_center_view_of_a_part_is_that_of_the_part_alone(size):
+    canvas = jnp.asarray(REFERENCE["crop_canvas"])
+    part = jnp.full_like(canvas, 255).at[:12, :12].set(canvas[4:16, 6:18])
+    options = {"size": size, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.4, 0.3)}
+
+    @jit
+    def views():
+        return (
+            augment.center_view(canvas, jnp.array([20, 24]), crop=0.6, **options),
+            augment.center_view(part, jnp.array([12, 12]), crop=1.0, **options),
+        )
+
+    assert_close(*views(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("extent", "size", "crop"), [((32, 32), 28, 0.875), ((40, 48), 20, 0.5), ((48, 40), 15, 0.75)]
+)
+def test_center_view_equals_resize_and_center_crop_of_torchvision(extent, size, crop):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, while it is imported
+        if peers.import_torchvision() is None:
+            pytest.skip("torchvision is not installed")
+        torch = importlib.import_module("torch")
+        functional = importlib.import_module("torchvision.transforms.v2.functional")
+    image = np.random.default_rng(0).random((*extent, 3), np.float32)
+    canvas = jnp.ones((48, 48, 3)).at[: extent[0], : extent[1]].set(image)
+    view = jit(lambda: augment.center_view(canvas, jnp.array(extent), size=size, crop=crop, **UNNORMALIZED))()
+    resized = functional.resize(torch.from_numpy(image).permute(2, 0, 1), [round(size / crop)], antialias=True)
+    expected = functional.center_crop(resized, [size, size]).permute(1, 2, 0).numpy()
+    inner = slice(1, -1)  # at its border theirs has pixels from outside the square as well
+    assert_close(view[inner, inner], expected[inner, inner])
+
+
+@pytest.mark.parametrize("crop", [0.0, -0.5, 1.01, float("nan")])
+def test_center_view_refuses_a_part_that_is_none(crop):
+    with pytest.raises(ValueError, match=f"crop must be above 0 and at most 1, got {crop}"):
+        augment.center_view(
+            jnp.zeros((8, 8, 3)), jnp.array([8, 8]), size=4, mean=(0, 0, 0), std=(1, 1, 1), crop=crop
+        )
 
 
 # ------------------------------------------------------------------------------ bad arguments

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.checkpoints import Checkpoints, finished_steps, load_weights
 from simclr_jax.errors import UserError
+from simclr_jax.training import TrainState
 
 
 def state_of(step):
@@ -127,3 +128,79 @@ def test_a_disk_that_cannot_be_written_is_told_in_one_line(folder, monkeypatch, 
         save(checkpoints, 2)
     assert "\n" not in str(raised.value) and "step 1" in str(raised.value)
     assert steps_in(folder) == [1]
+
+
+def weights(seed=0, width=3):
+    """Parameters and statistics, of numbers that have no short form."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {"conv": {"kernel": draw(2, width)}, "stages": {0: {"bias": draw(width)}}}
+    return params, {"norm": {"mean": draw(width), "var": draw(width)}}
+
+
+def save_training(folder, step, seed):
+    params, batch_stats = weights(seed)
+    momentum = jax.tree.map(jnp.zeros_like, params)
+    checkpoints = open_checkpoints(folder)
+    state = TrainState(jnp.int32(step), params, batch_stats, momentum)
+    checkpoints.save(step, state, seconds=0.0, metrics={})
+    checkpoints.close()
+
+
+def test_weights_come_back_bit_for_bit_without_the_rest(folder):
+    for step in (3, 12):
+        save_training(folder, step, seed=step)
+    for step in (3, 12):
+        found = load_weights(folder, step, *weights(seed=0))
+        jax.tree.map(np.testing.assert_array_equal, found, weights(seed=step))
+        assert jax.tree.structure(found) == jax.tree.structure(weights())
+
+
+def deeper(params, batch_stats):
+    return params | {"head": jnp.zeros(2)}, batch_stats
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("wanted", [weights(width=4), deeper(*weights())], ids=["wider", "deeper"])
+def test_weights_of_another_model_are_told_in_one_line(folder, wanted):
+    save_training(folder, 3, seed=3)
+    with pytest.raises(UserError, match="step 3 .* cannot be read") as raised:
+        load_weights(folder, 3, *wanted)
+    assert "\n" not in str(raised.value)
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_weights_are_told_in_one_line_and_stay(folder):
+    save_training(folder, 3, seed=3)
+    damage(folder / "3")
+    with pytest.raises(UserError, match="step 3 .* cannot be read .*; remove .*/3 to use") as raised:
+        load_weights(folder, 3, *weights())
+    assert "\n" not in str(raised.value)
+    assert finished_steps(folder) == [3]
+    gc.collect()
+
+
+def contents(folder):
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_finished_steps_are_told_without_a_change(folder, tmp_path):
+    for step in (12, 3):
+        save_training(folder, step, seed=step)
+    # What a run leaves that is writing just now, and one that met a damaged checkpoint.
+    for name in ("20.orbax-checkpoint-tmp", "damaged-1"):
+        (folder / name / "state").mkdir(parents=True)
+    before = contents(tmp_path)
+    assert finished_steps(folder) == [3, 12]
+    assert contents(tmp_path) == before
+
+
+def test_where_there_is_no_folder_no_step_is_finished(tmp_path):
+    assert finished_steps(tmp_path / "absent") == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    assert finished_steps(tmp_path / "empty") == []

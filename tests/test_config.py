@@ -59,6 +59,13 @@ def test_recipes_tell_source_and_command(path):
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.scaling", "cubic"),
         ("evaluation.metric", "manhattan"),
+        ("evaluation.crop", 0.0),
+        ("evaluation.crop", 1.1),
+        ("evaluation.crop", float("nan")),
+        ("evaluation.view_size", 7),
+        ("evaluation.k", 0),
+        ("evaluation.temperature", -0.1),
+        ("evaluation.temperature", float("inf")),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_was_expected(key, value):
@@ -76,14 +83,27 @@ def test_an_unknown_key_in_a_recipe_gets_a_suggestion():
         config.check(settings)
 
 
-def test_one_of_dataset_and_folder_is_needed():
+@pytest.mark.parametrize("part", ["data", "evaluation"])
+def test_one_of_dataset_and_folder_is_needed(part):
     settings = valid_config()
-    settings.data.folder = "photos"
-    with pytest.raises(UserError, match=r"either config\.data\.dataset"):
+    settings[part].folder = "photos"
+    with pytest.raises(UserError, match=rf"either config\.{part}\.dataset"):
         config.check(settings)
-    settings.data.dataset = settings.data.folder = ""
-    with pytest.raises(UserError, match=r"either config\.data\.dataset"):
+    settings[part].dataset = ""
+    config.check(settings)
+    settings[part].folder = ""
+    with pytest.raises(UserError, match=rf"either config\.{part}\.dataset"):
         config.check(settings)
+
+
+def test_a_temperature_weighs_cosines_only():
+    settings = valid_config()
+    settings.evaluation.temperature = 0.1
+    config.check(settings)
+    settings.evaluation.metric = "euclidean"
+    with pytest.raises(UserError, match=r"--config\.evaluation\.metric=cosine") as raised:
+        config.check(settings)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_plan_follows_the_final_config():

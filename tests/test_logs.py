@@ -1,6 +1,9 @@
 import json
 
-from simclr_jax.logs import MetricsFile, write_json
+import numpy as np
+from PIL import Image
+
+from simclr_jax.logs import MetricsFile, read_metrics, write_json, write_projector
 
 
 def test_going_on_drops_what_was_logged_beyond_the_checkpoint(tmp_path):
@@ -17,3 +20,46 @@ def test_json_is_moved_into_place(tmp_path):
     write_json(tmp_path / "result.json", {"steps": 3})
     assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_metrics_are_read_up_to_half_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    metrics = MetricsFile(path, step=0)
+    records = [{"step": 0, "epoch": 0.0}, {"step": 7, "epoch": 0.5, "loss": 1.25}]
+    for record in records:
+        metrics.write(record)
+    metrics.close()
+    with path.open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert read_metrics(path) == records
+    assert path.read_text().endswith('"lo')  # reading repairs nothing, as a run may be writing
+
+
+def test_the_projector_has_embeddings_labels_and_thumbnails_and_replaces_those_before(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "projector"
+    thumbnails = rng.integers(0, 256, (5, 4, 4, 3), np.uint8)
+    labels = ["a", "b", "née", "a", "x y"]
+    old = {"runs/old: trained h": rng.normal(size=(5, 3)).astype(np.float32)}
+    new = {
+        "runs/new: trained h": rng.normal(size=(5, 3)).astype(np.float32),
+        "raw pixels": rng.normal(size=(5, 7)).astype(np.float32),
+    }
+    for embeddings in (old, new):
+        write_projector(folder, embeddings, labels=labels, thumbnails=thumbnails)
+
+    config = (folder / "projector_config.pbtxt").read_text()
+    assert config.count("tensor_path") == len(new) and "old" not in config
+    files = sorted(folder.rglob("tensors.tsv"))
+    assert len(files) == len(new)
+    for name, features in new.items():
+        word = name.split()[-1]  # pixels, h
+        file = next(file for file in files if file.parent.name.endswith(word))
+        assert str(file.relative_to(folder)) in config
+        np.testing.assert_array_equal(np.loadtxt(file, dtype=np.float32, delimiter="\t"), features)
+        assert (file.parent / "metadata.tsv").read_text(encoding="utf-8").splitlines() == labels
+        sprite = np.asarray(Image.open(file.parent / "sprite.png")).astype(int)
+        first, last = sprite[:4, :4], sprite[4:8, 4:8]  # 5 images lie in rows of 3
+        np.testing.assert_allclose(first, thumbnails[0], atol=1)
+        np.testing.assert_allclose(last, thumbnails[4], atol=1)

@@ -178,6 +178,28 @@ def test_inference_treats_images_apart_and_keeps_statistics():
     jax.tree.map(np.testing.assert_array_equal, kept, stats)
 
 
+@pytest.mark.parametrize(("stem", "dtype"), [("imagenet", jnp.float32), ("cifar", jnp.bfloat16)])
+def test_the_mean_after_a_stage_is_the_h_of_a_network_that_ends_there(stem, dtype):
+    model = nnx.view(small(stem=stem, dtype=dtype), use_running_average=True)
+    images = jnp.asarray(draw("images", (2, 16, 16, 3)))
+    definition, state = nnx.split(model)
+
+    @jax.jit
+    def shortened(state):
+        model = nnx.merge(definition, state)
+        means, stages, ends = model.stage_means(images), list(model.stages), []
+        for number in range(1, 5):
+            model.stages = nnx.List(stages[:number])
+            ends.append(model(images))
+        return means, ends
+
+    means, ends = shortened(state)
+    assert [mean.shape for mean in means] == [(2, 16), (2, 32), (2, 64), (2, 128)]
+    assert {mean.dtype for mean in means} == {jnp.dtype("float32")}
+    for mean, end in zip(means, ends, strict=True):
+        np.testing.assert_allclose(mean, end, rtol=1e-6)
+
+
 def test_every_parameter_gets_a_gradient():
     forward, params, stats = split(small(), train=True)
     # At the start the zero scales hide what is behind them.

@@ -1,5 +1,7 @@
 """The projection head and the model around it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,29 @@ def test_model_returns_float32_and_follows_the_view():
         same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), stats, after)
         moved[running] = not all(jax.tree.leaves(same))
     assert moved == {False: True, True: False}
+
+
+def test_representations_are_h_and_z_of_the_call_and_the_means_of_the_first_stages():
+    encoder = ResNet(10, width=0.25, stem="cifar", rngs=nnx.Rngs(0))
+    projection = ProjectionHead(
+        encoder.features, layers=2, hidden=16, out=8, norm="hidden", rngs=nnx.Rngs(1)
+    )
+    model = nnx.view(SimCLR(encoder, projection), use_running_average=True)
+    images = jnp.asarray(draw("images", (4, 8, 8, 3)))
+    definition, state = nnx.split(model)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def represent(state):
+        model = nnx.merge(definition, state)
+        return model.representations(images), model(images), model.encoder.stage_means(images)
+
+    found, (h, z), means = represent(state)
+    widths = {"h": 128, "z": 8, "stage 1": 16, "stage 2": 32, "stage 3": 64}
+    assert {name: value.shape for name, value in found.items()} == {n: (4, w) for n, w in widths.items()}
+    np.testing.assert_array_equal(found["h"], h)
+    np.testing.assert_array_equal(found["z"], z)
+    for stage, mean in enumerate(means[:3], 1):
+        np.testing.assert_array_equal(found[f"stage {stage}"], mean)
 
 
 def test_bad_arguments_are_refused():

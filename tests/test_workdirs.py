@@ -1,8 +1,28 @@
+import json
+import pathlib
+import runpy
+
 import pytest
 
 from simclr_jax import workdirs
-from simclr_jax.config import default_config
+from simclr_jax.config import default_config, flatten
 from simclr_jax.errors import UserError
+
+RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def valid_config():
+    settings = default_config()
+    settings.data.dataset = "cifar10"
+    return settings
+
+
+def rewrite_config(workdir, change):
+    """`change`s what `config.json` holds, as an older or newer version had written it."""
+    file = workdir / "config.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
 
 
 def test_an_absent_folder_and_the_same_run_are_welcome_and_check_writes_nothing(tmp_path):
@@ -41,3 +61,52 @@ def test_the_result_marks_a_finished_run(tmp_path):
     assert workdirs.read_result(tmp_path) is None
     workdirs.write_result(tmp_path, {"steps": 1})
     assert workdirs.read_result(tmp_path) == {"steps": 1}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_comes_back_from_its_run_with_the_same_types(tmp_path, path):
+    settings = runpy.run_path(str(path))["get_config"]()
+    if path.stem == "folder":
+        settings.data.folder = "photos"
+    settings.views.crop_area = (0.3, 1)
+    workdirs.create(tmp_path, settings)
+
+    def with_types(config):
+        return {key: (type(value), value) for key, value in flatten(config).items()}
+
+    found = workdirs.read_config(tmp_path)
+    assert with_types(found) == with_types(settings)
+    workdirs.check(tmp_path, found)
+
+
+def test_a_key_that_came_after_the_run_has_its_default(tmp_path):
+    settings = valid_config()
+    settings.evaluation.k = 5
+    settings.seed = 3
+    workdirs.create(tmp_path, settings)
+    rewrite_config(tmp_path, lambda values: (values["evaluation"].pop("k"), values.pop("loss")))
+    found = workdirs.read_config(tmp_path)
+    assert (found.evaluation.k, found.loss.temperature) == (1, 0.5)
+    assert found.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["views"].update(mixup=0.1), r"config\.json has a key views\.mixup"),
+        (lambda values: values["evaluation"].update(crop=2.0), r"config\.evaluation\.crop is 2\.0"),
+    ],
+)
+def test_a_config_of_another_version_is_told_in_one_line(tmp_path, change, message):
+    workdirs.create(tmp_path, valid_config())
+    rewrite_config(tmp_path, change)
+    with pytest.raises(UserError, match=message) as raised:
+        workdirs.read_config(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_a_run_has_no_config(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="holds no run") as raised:
+            workdirs.read_config(folder)
+        assert "\n" not in str(raised.value)

@@ -1,6 +1,7 @@
 """Measures the package: `python -m simclr_jax.benchmark NAME [--FLAG=VALUE ...]`.
 
     augment    images/s of the views and of each operation, beside dm-pix, torchvision and Kornia
+    neighbors  seconds and memory of the search for nearest neighbours, beside scikit-learn and faiss
 
 `python -m simclr_jax.benchmark NAME --help` lists the flags.
 """
@@ -9,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = ("augment",)
+BENCHMARKS = ("augment", "neighbors")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 
 IDLE_LOAD = 0.5  # processes on average over the last minute: above it other work runs beside
 
-_PACKAGES = ("simclr_jax", "jax", "jaxlib", "dm-pix", "numpy", "pillow", "torch", "torchvision", "kornia")
+_PACKAGES = (
+    *("simclr_jax", "jax", "jaxlib", "dm-pix", "numpy", "pillow", "torch", "torchvision", "kornia"),
+    *("scikit-learn", "faiss-cpu"),
+)
 _COPIED_BYTES = 256_000_000
 _PAUSE_SECONDS = 0.01
 

@@ -1,0 +1,142 @@
+"""Pretrained runs, opened to be used."""
+
+import pathlib
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax import checkpoints, config, evaluation, recipe, training, workdirs
+from simclr_jax.config import Config
+from simclr_jax.data import sources
+from simclr_jax.data.pack import Pack
+from simclr_jax.errors import UserError
+from simclr_jax.evaluation import EvaluationSet
+from simclr_jax.logs import read_metrics
+
+
+class Run(NamedTuple):
+    """A pretrained run with its kept checkpoints."""
+
+    workdir: pathlib.Path
+    settings: Config
+    steps: list[int]  # ascending, at least one
+    history: list[dict[str, Any]]  # metrics.jsonl
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return str(self.workdir)
+
+    @property
+    def start(self) -> list[Any]:
+        """What decides the initial weights and what the encoder sees of a clean image."""
+        settings = self.settings
+        seen = [recipe.view_size(settings), settings.views.mean, settings.views.std]
+        return [settings.seed, settings.model.to_dict(), seen]
+
+    def epoch(self, step: int) -> float | None:
+        """The epoch of a step, where the log tells how many steps one has."""
+        logged = next((record for record in self.history if record["step"] and record["epoch"]), None)
+        return round(step * logged["epoch"] / logged["step"], 2) if logged else None
+
+
+def open_run(workdir: pathlib.Path) -> Run:
+    """Opens a run, finished or not. Raises `UserError` where there is none, or nothing to load of it."""
+    settings = workdirs.read_config(workdir)
+    steps = checkpoints.finished_steps(workdir / "checkpoints")
+    if not steps:
+        raise UserError(
+            f"{workdir} has no finished checkpoint yet; start its training again, or wait for the first"
+        )
+    return Run(workdir, settings, steps, read_metrics(workdir / "metrics.jsonl"))
+
+
+def set_evaluation(
+    runs: Sequence[Run],
+    *,
+    dataset: str | None = None,
+    folder: str | None = None,
+    view_size: int | None = None,
+    data_dir: str | None = None,
+    **changes: Any,
+) -> None:
+    """Gives all runs one data set: `dataset` or `folder`, or else that of the first run.
+
+    Args:
+      runs: their settings are changed.
+      dataset: TFDS name. Its test split is classified, or its validation split if it has no other.
+      folder: with one subfolder a class.
+      view_size: pixels the encoder sees; None: what each run says.
+      data_dir: TFDS folder; None: what each run says.
+      **changes: other keys of `config.evaluation`, None for no change.
+
+    Raises:
+      UserError: for values that do not fit each other or the data set.
+    """
+    if dataset and folder:
+        raise UserError("set either --dataset or --folder")
+    first = runs[0].settings
+    data_dir = data_dir or first.run.data_dir
+    chosen = first.evaluation
+    seen = view_size or recipe.view_size(first)
+    if folder:
+        chosen.update(dataset="", folder=folder, bank_split="train", query_split="test", canvas_size=seen)
+    elif dataset and dataset != chosen.dataset:
+        described = sources.describe_tfds(dataset, data_dir=data_dir or None)
+        held_out = [split for split in ("test", "validation") if split in described.splits]
+        named = changes.get("bank_split") and changes.get("query_split")
+        if not named and ("train" not in described.splits or not held_out):
+            raise UserError(
+                f"{dataset} has the splits {', '.join(described.splits)}; set --bank_split and --query_split"
+            )
+        chosen.update(
+            dataset=dataset,
+            folder="",
+            bank_split="train",
+            query_split=next(iter(held_out), ""),
+            canvas_size=described.side or seen,
+        )
+    chosen.update({key: value for key, value in changes.items() if value is not None})
+    for run in runs:
+        size = view_size or recipe.view_size(run.settings)
+        run.settings.evaluation.update(chosen)
+        run.settings.evaluation.view_size = size
+        run.settings.run.data_dir = data_dir
+        config.check(run.settings)
+
+
+class Encoder:
+    """The representations that a run gives images, by any of its weights."""
+
+    def __init__(self, run: Run, images: EvaluationSet, names: Sequence[str]):
+        """Of `names` from `SimCLR.representations`; nothing is loaded yet."""
+        self._run, self._images, self._names = run, images, names
+        self._size = recipe.view_size(run.settings)
+        model = recipe.build_model(run.settings)
+        self._initial = training.weights(model)
+        self._represent = recipe.build_representations(model, names)
+
+    def embed(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """By name float32 [N, F] of bank and of queries; by the weights of a step, or the initial ones."""
+        views = recipe.clean_views(self._run.settings, self._size)
+        bank, queries = (self._embed(step, pack, views) for pack in self._images)
+        return bank, queries
+
+    def augmented(self, step: int | None, name: str, views: int, seed: int) -> np.ndarray:
+        """float32 [views * N, F] of random crops and flips of the bank."""
+        make = partial(recipe.crop_and_flip_views, self._run.settings, self._size, seed=seed)
+        return np.concatenate(
+            [self._embed(step, self._images.bank, make(number=number))[name] for number in range(views)]
+        )
+
+    def _embed(self, step: int | None, pack: Pack, views: evaluation.MakeViews) -> dict[str, np.ndarray]:
+        encode = self._represent(*self._weights(step))
+        return evaluation.embed(encode, pack, views, batch_size=self._run.settings.evaluation.batch_size)
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def _weights(self, step: int | None) -> tuple[Any, Any]:
+        if step is None:
+            return self._initial
+        return checkpoints.load_weights(self._run.workdir / "checkpoints", step, *self._initial)
