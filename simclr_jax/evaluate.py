@@ -5,7 +5,7 @@
     --dataset=NAME         labelled TFDS data set; default: the run's config.evaluation.dataset
     --folder=PATH          or a folder with one subfolder a class
     --bank_split=train     learned from; --query_split=test (or validation): classified
-    --canvas_size=N        pixels the set is packed at; raw pixels are compared at this size
+    --canvas_size=N        pixels the set is packed at
     --view_size=N          pixels the encoder sees; default: those of training
     --crop=1               side of the central square, as a share of an image's shorter side
     --ks=1,10,20,200       neighbours
@@ -30,7 +30,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ import numpy as np
 from absl import flags
 
 from simclr_jax import command, evaluation, measure, recipe, report
+from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
@@ -49,6 +50,7 @@ from simclr_jax.table import table_text
 
 _KS = (1, 10, 20, 200)
 _LABELS = (10, 20, 50, 100, 200, 500)
+_RAW_SIZE = 32  # pixels, at most: 10,000 images of 224 would be 6 GB of features
 
 _FLAGS = flags.FlagValues()
 _WORKDIRS = flags.DEFINE_multi_string("workdir", [], "Folder of a run; may repeat.", flag_values=_FLAGS)
@@ -157,12 +159,18 @@ def evaluate(
     briefly = asked._replace(seeds=asked.seeds[:1], per_class=())
     names = ["h", "z", *(f"stage {number}" for number in (1, 2, 3) if stages)]
 
-    def add(name: str, bank: np.ndarray, queries: np.ndarray, asked: measure.Questions, **about: Any) -> None:
-        more = about.pop("augmented", None)
+    def add(
+        name: str,
+        bank: np.ndarray,
+        queries: np.ndarray,
+        asked: measure.Questions,
+        augmented: Callable[[int], np.ndarray] | None = None,
+        **about: Any,
+    ) -> None:
         classes = len(images.bank.class_names)
         features = measure.Features(bank, images.bank.label, queries, images.queries.label, classes)
         row = {"name": name, "run": None, "step": None, "epoch": None, "last": True, **about}
-        row |= measure.measure(features, asked, augmented=more)
+        row |= measure.measure(features, asked, augmented=augmented)
         rows.append(row)
         epoch = "" if row["epoch"] is None else f", epoch {row['epoch']:g}"
         one, linear = row["knn"][0]["accuracy"], row["linear"]["accuracy"]
@@ -194,15 +202,15 @@ def evaluate(
                     epoch=None if step is None else run.epoch(step),
                     representation=kind,
                     last=questions is asked,
-                    augmented=partial(encoder.augmented, step, representation, augmented)
-                    if augmented
-                    else None,
+                    augmented=(
+                        partial(encoder.augmented, step, representation, augmented) if augmented else None
+                    ),
                 )
             if step == run.steps[-1]:
                 kept[f"{prefix}trained h"] = bank["h"], queries["h"]
 
     settings = runs[0].settings
-    views = recipe.clean_views(settings, settings.evaluation.canvas_size)
+    views = recipe.clean_views(settings, raw_size(settings))
     bank, queries = (
         evaluation.embed(evaluation.raw_pixels, pack, views, batch_size=settings.evaluation.batch_size)
         for pack in images
@@ -210,6 +218,11 @@ def evaluate(
     add("raw pixels", bank, queries, asked, representation="raw pixels")
     kept["raw pixels"] = bank, queries
     return rows, kept
+
+
+def raw_size(settings: Config) -> int:
+    """The pixels at which raw pixels are compared."""
+    return min(settings.evaluation.canvas_size, _RAW_SIZE)
 
 
 def draw(
@@ -286,6 +299,7 @@ def main() -> int:
             "augmented": _AUGMENTED.value,
             "crop": chosen.crop,
             "canvas_size": chosen.canvas_size,
+            "raw_size": raw_size(runs[0].settings),
             "view_size": {run.name: recipe.view_size(run.settings) for run in runs},
         },
         "rows": rows,

@@ -78,7 +78,13 @@ def tables(results: Results) -> list[Table]:
         ],
         f"± of k-NN: standard error of an accuracy on {results['queries']['count']:,} images. ± of linear: "
         f"standard deviation over {len(settings['seeds'])} seeds, which draw the images that choose its "
-        "penalty. Nothing was chosen on these images.",
+        "penalty"
+        + (
+            f", fitted on {settings['augmented']} crops and flips of each image"
+            if settings["augmented"]
+            else ""
+        )
+        + ". Nothing was chosen on these images.",
     )
     found = [main]
     found += [_grid(row, settings) for row in rows if row["representation"] == "h" and row["last"]]
@@ -276,7 +282,7 @@ def write_page(file: pathlib.Path, results: Results, pictures: Sequence[Section]
     seen = [
         f"The encoder sees the central square, {settings['crop']:g} of an image's shorter side, at "
         f"{', '.join(f'{size} pixels ({run})' for run, size in settings['view_size'].items())}; raw pixels "
-        f"are compared at {settings['canvas_size']}.",
+        f"are compared at {settings['raw_size']}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "
         f"{results['device']}.",
     ]

@@ -1,8 +1,8 @@
 """Pretrained runs, opened to be used."""
 
 import pathlib
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ def set_evaluation(
             query_split=next(iter(held_out), ""),
             canvas_size=described.side or seen,
         )
-    chosen.update({key: value for key, value in changes.items() if value is not None})
+    chosen.update({key: value for key, value in changes.items() if value is not None}, k=1)
     for run in runs:
         size = view_size or recipe.view_size(run.settings)
         run.settings.evaluation.update(chosen)
@@ -112,7 +112,7 @@ class Encoder:
 
     def __init__(self, run: Run, images: EvaluationSet, names: Sequence[str]):
         """Of `names` from `SimCLR.representations`; nothing is loaded yet."""
-        self._run, self._images, self._names = run, images, names
+        self._run, self._images = run, images
         self._size = recipe.view_size(run.settings)
         model = recipe.build_model(run.settings)
         self._initial = training.weights(model)
@@ -120,23 +120,20 @@ class Encoder:
 
     def embed(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By name float32 [N, F] of bank and of queries; by the weights of a step, or the initial ones."""
+        embed = self._embedding(step)
         views = recipe.clean_views(self._run.settings, self._size)
-        bank, queries = (self._embed(step, pack, views) for pack in self._images)
-        return bank, queries
+        return embed(self._images.bank, views), embed(self._images.queries, views)
 
     def augmented(self, step: int | None, name: str, views: int, seed: int) -> np.ndarray:
         """float32 [views * N, F] of random crops and flips of the bank."""
+        embed = self._embedding(step)
         make = partial(recipe.crop_and_flip_views, self._run.settings, self._size, seed=seed)
-        return np.concatenate(
-            [self._embed(step, self._images.bank, make(number=number))[name] for number in range(views)]
-        )
+        parts = [embed(self._images.bank, make(number=number))[name] for number in range(views)]
+        return np.concatenate(parts)
 
-    def _embed(self, step: int | None, pack: Pack, views: evaluation.MakeViews) -> dict[str, np.ndarray]:
-        encode = self._represent(*self._weights(step))
-        return evaluation.embed(encode, pack, views, batch_size=self._run.settings.evaluation.batch_size)
-
-    @lru_cache(maxsize=1)  # noqa: B019
-    def _weights(self, step: int | None) -> tuple[Any, Any]:
-        if step is None:
-            return self._initial
-        return checkpoints.load_weights(self._run.workdir / "checkpoints", step, *self._initial)
+    def _embedding(self, step: int | None) -> Callable[[Pack, evaluation.MakeViews], dict[str, np.ndarray]]:
+        weights = self._initial
+        if step is not None:
+            weights = checkpoints.load_weights(self._run.workdir / "checkpoints", step, *weights)
+        batch_size = self._run.settings.evaluation.batch_size
+        return partial(evaluation.embed, self._represent(*weights), batch_size=batch_size)

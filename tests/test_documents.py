@@ -12,13 +12,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
-    losses = []
+    found = []
     for block in blocks:
         names = {}
         exec(block, names)
-        assert names["views"].shape == (16, 32, 32, 3)
-        losses += [names["loss"]] if "loss" in names else []
-    assert losses and all(loss > 0 for loss in losses)
+        if "views" in names:
+            assert names["views"].shape == (16, 32, 32, 3)
+        if "loss" in names:
+            assert names["loss"] > 0
+        if "accuracies" in names:
+            assert names["indices"].shape == (100, 5)
+            assert set(names["accuracies"]) == {(1, 0.1), (1, None), (20, 0.1), (20, None)}
+        found += [name for name in ("views", "loss", "accuracies") if name in names]
+    assert set(found) == {"views", "loss", "accuracies"}
 
 
 def test_the_files_that_the_readme_names_exist():

@@ -67,7 +67,12 @@ def normal_rows(count: int, width: int, seed: int) -> np.ndarray:
 
 
 def left_out(peers: Sequence[str], bank_bytes: int) -> dict[str, str]:
-    """Those of `peers` that cannot be measured with a bank of that size, and why."""
+    """Those of `peers` that cannot be measured with a bank of that size, and why.
+
+    Args:
+      peers: names of `PEERS`.
+      bank_bytes: size of the bank.
+    """
     reasons = {
         name: "not installed: pip install -e '.[benchmark]'"
         for name in peers
@@ -152,6 +157,10 @@ def measure(
 
 def product_rates(side: int, repeats: int) -> dict[str, float]:
     """Operations a second in a float32 product of two matrices [side, side], the best of some.
+
+    Args:
+      side: of the matrices.
+      repeats: timed products of each.
 
     Returns:
       `JAX`, in full precision, on the device; where that is a CPU also `NumPy`.
