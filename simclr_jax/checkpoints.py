@@ -44,7 +44,10 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
             f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: "
             f"{_first_line(error)}); remove {folder / str(step)} to use the one before it"
         ) from error
-    return loaded["state"]["params"], loaded["state"]["batch_stats"]
+    weights = loaded["state"]
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(weights)):
+        raise UserError(f"the checkpoint of step {step} in {folder} is of another model than its config says")
+    return weights["params"], weights["batch_stats"]
 
 
 class Checkpoints:

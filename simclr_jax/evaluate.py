@@ -289,7 +289,7 @@ def main() -> int:
     )
     results = {
         "bank": {"name": images.bank.name, "count": len(images.bank)},
-        "queries": {"name": images.queries.name, "count": len(images.queries), "dataset": name},
+        "queries": {"name": images.queries.name, "count": len(images.queries), "dataset": chosen.dataset},
         "settings": {
             "ks": asked.ks,
             "temperatures": asked.temperatures,

@@ -66,8 +66,8 @@ def write_projector(
     pictures = thumbnails.transpose(0, 3, 1, 2) / np.float32(255)
     # It draws thumbnails on a square larger than they fill, whose rest is whatever was in memory.
     with SummaryWriter(str(folder)) as writer, np.errstate(over="ignore", invalid="ignore"):
-        for name, features in embeddings.items():
-            tag = re.sub(r"\W+", "_", name).strip("_")
+        for number, (name, features) in enumerate(embeddings.items()):
+            tag = f"{number}_" + re.sub(r"\W+", "_", name).strip("_")
             writer.add_embedding(features, list(labels), pictures, tag=tag)
 
 

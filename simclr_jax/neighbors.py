@@ -13,13 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 METRICS = ("euclidean", "cosine")
 
-_TILE = 2048  # rows of the bank in one matrix product
+_TILE = 1024  # rows of the bank in one matrix product
 # For few neighbours the scores are searched by the least of every 8, which is an eighth of the sorting and
 # one pass over them; for many, computing all 8 distances again would cost more than that saves.
 _GROUP = 8
 _GROUPED_UP_TO = 16
 _SPARE = 2  # groups taken beyond k, so that few queries are in doubt
-_BUFFER = 2**23  # scores in memory at once, which is 32 MB; more is slower as well
+_BUFFER = 2**24  # scores in memory at once, 64 MB, which decide how many queries a product takes
 _GATHERED = 2**20  # numbers of gathered rows in memory at once
 _SAMPLED = 16  # one row in as many gives the origin
 _QUERIES = 2**14  # searched for at once
@@ -220,12 +220,15 @@ def _search_rows(queries: Array, rows: Array, count: Array, *, k: int, metric: s
         queries, moved_queries, length_queries = operands
         twice = -2 * moved_queries
 
-        def least_of_groups(operands: tuple[Array, Array]) -> Array:
-            moved, offset = operands
-            product = lax.dot_general(moved, twice, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-            return jnp.min((offset[:, None] + product).reshape(-1, group, block), axis=1)
+        def add_tile(number: Array, least: Array) -> Array:
+            product = lax.dot_general(
+                twice, moved[number], (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
+            )
+            score = (product + offset[number][None, :]).reshape(block, -1, group)
+            start = number * (tile // group)
+            return lax.dynamic_update_slice_in_dim(least, jnp.min(score, axis=2), start, axis=1)
 
-        least = lax.map(least_of_groups, (moved, offset)).reshape(groups, block).T
+        least = lax.fori_loop(0, tiles, add_tile, jnp.zeros((block, groups), dtype))
         negated, best = lax.top_k(-least, taken)
         # Not the last column of `negated`: with a slice after it XLA makes the top-k a sort, 20 times slower.
         bound = length_queries - jnp.min(negated, axis=1).astype(jnp.float64)

@@ -51,6 +51,8 @@ def tables(results: Results) -> list[Table]:
     data = f"{results['queries']['name']}, {results['queries']['count']:,} images"
     bank = f"{results['bank']['count']:,} of {results['bank']['name']}"
     k, temperature = _headline(settings)
+    views = settings["augmented"]
+    fitted = f", fitted on {views} crops and flips of each image" if views else ""
     weighted = {"k": k, "metric": "cosine", "temperature": temperature}
     columns = [
         "",
@@ -78,13 +80,7 @@ def tables(results: Results) -> list[Table]:
         ],
         f"± of k-NN: standard error of an accuracy on {results['queries']['count']:,} images. ± of linear: "
         f"standard deviation over {len(settings['seeds'])} seeds, which draw the images that choose its "
-        "penalty"
-        + (
-            f", fitted on {settings['augmented']} crops and flips of each image"
-            if settings["augmented"]
-            else ""
-        )
-        + ". Nothing was chosen on these images.",
+        f"penalty{fitted}. Nothing was chosen on these images.",
     )
     found = [main]
     found += [_grid(row, settings) for row in rows if row["representation"] == "h" and row["last"]]
@@ -154,7 +150,7 @@ def _few_labels(results: Results) -> Table:
 
 
 def _published(results: Results) -> list[tuple[str, dict[int, float]]]:
-    name = results["queries"]["dataset"].split("/")[0].split(":")[0]
+    name = (results["queries"]["dataset"] or "").split("/")[0].split(":")[0]
     return [_PUBLISHED[name]] if name in _PUBLISHED else []
 
 
@@ -187,8 +183,8 @@ def write_pictures(
 
     curves: list[Part] = []
     few = {row["name"]: _few_points(row) for row in results["rows"] if row["few_labels"]}
-    few |= {name: [(n, value, 0.0) for n, value in found.items()] for name, found in _published(results)}
     if few:
+        few |= {name: [(n, value, 0.0) for n, value in found.items()] for name, found in _published(results)}
         figures.label_curve(folder / "few_labels.png", few, title="Linear probe by labels a class")
         curves.append(picture("few_labels", "Few labels", "accuracy over the number of labels a class"))
     epochs = _epoch_points(results["rows"])
@@ -200,16 +196,14 @@ def write_pictures(
         curves.append(picture("loss", "Pretraining", "loss over epochs"))
 
     maps: list[Part] = []
-    for number, part in enumerate(shown):
+    classes = images.class_names
+    for number, part in enumerate(shown) if len(classes) <= figures.MAX_CLASSES else ():
         for method, points in (
             ("t-SNE", figures.tsne(part.queries, seed=seed)),
             ("PCA", figures.pca(part.queries)),
         ):
             name = f"{method.lower().replace('-', '')}_{number}"
             title = f"{method} of {part.name}"
-            classes = images.class_names
-            if len(classes) > figures.MAX_CLASSES:
-                break
             figures.scatter(folder / f"{name}.png", points, images.query_labels, classes, title=title)
             maps.append(picture(name, title, f"{len(points)} images of {results['queries']['name']}"))
 
@@ -279,8 +273,10 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 def write_page(file: pathlib.Path, results: Results, pictures: Sequence[Section]) -> None:
     """Writes one self-contained HTML file with the tables and pictures."""
     settings = results["settings"]
+    share = settings["crop"]
+    square = "the central square" if share == 1 else f"a central square of {share:g} of the shorter side"
     seen = [
-        f"The encoder sees the central square, {settings['crop']:g} of an image's shorter side, at "
+        f"The encoder sees {square} of each image at "
         f"{', '.join(f'{size} pixels ({run})' for run, size in settings['view_size'].items())}; raw pixels "
         f"are compared at {settings['raw_size']}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "

@@ -1,11 +1,14 @@
 """A small table of results, and how it looks in a terminal."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 # "93.5%", "93.5 ± 0.4", "-1,240", "1e-4", "32 px", or "–" for none.
 _NUMBER = re.compile(r"\W*\d[\d\W]*(e[-+]?\d+)?[^\W\d]*\W*|[-–]?")
+
+_NOTE_WIDTH = 100  # characters
 
 
 class Table(NamedTuple):
@@ -64,5 +67,5 @@ def table_text(table: Table) -> str:
         ]
         return ("  " + "  ".join(cells)).rstrip()
 
-    texts = [table.caption, *map(aligned, lines), table.note]
+    texts = [table.caption, *map(aligned, lines), textwrap.fill(table.note, _NOTE_WIDTH)]
     return "\n".join(text for text in texts if text)

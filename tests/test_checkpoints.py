@@ -159,16 +159,11 @@ def test_weights_come_back_bit_for_bit_without_the_rest(folder):
         assert jax.tree.structure(found) == jax.tree.structure(weights())
 
 
-def deeper(params, batch_stats):
-    return params | {"head": jnp.zeros(2)}, batch_stats
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("wanted", [weights(width=4), deeper(*weights())], ids=["wider", "deeper"])
-def test_weights_of_another_model_are_told_in_one_line(folder, wanted):
+def test_weights_of_another_model_are_told_in_one_line(folder):
     save_training(folder, 3, seed=3)
-    with pytest.raises(UserError, match="step 3 .* cannot be read") as raised:
-        load_weights(folder, 3, *wanted)
+    with pytest.raises(UserError, match=r"step 3 .* cannot be read") as raised:
+        load_weights(folder, 3, *weights(width=4))
     assert "\n" not in str(raised.value)
     gc.collect()
 
@@ -177,7 +172,7 @@ def test_weights_of_another_model_are_told_in_one_line(folder, wanted):
 def test_damaged_weights_are_told_in_one_line_and_stay(folder):
     save_training(folder, 3, seed=3)
     damage(folder / "3")
-    with pytest.raises(UserError, match="step 3 .* cannot be read .*; remove .*/3 to use") as raised:
+    with pytest.raises(UserError, match=r"step 3 .* cannot be read .*; remove .*/3 to use") as raised:
         load_weights(folder, 3, *weights())
     assert "\n" not in str(raised.value)
     assert finished_steps(folder) == [3]

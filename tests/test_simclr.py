@@ -91,9 +91,7 @@ def test_model_returns_float32_and_follows_the_view():
 
 def test_representations_are_h_and_z_of_the_call_and_the_means_of_the_first_stages():
     encoder = ResNet(10, width=0.25, stem="cifar", rngs=nnx.Rngs(0))
-    projection = ProjectionHead(
-        encoder.features, layers=2, hidden=16, out=8, norm="hidden", rngs=nnx.Rngs(1)
-    )
+    projection = ProjectionHead(encoder.features, layers=2, hidden=16, out=8, norm="hidden", rngs=nnx.Rngs(1))
     model = nnx.view(SimCLR(encoder, projection), use_running_average=True)
     images = jnp.asarray(draw("images", (4, 8, 8, 3)))
     definition, state = nnx.split(model)

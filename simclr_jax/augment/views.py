@@ -216,7 +216,8 @@ def center_view(
 ) -> Array:
     """The view for evaluation: a central square, resized and normalised.
 
-    Up to rounding, torchvision's `Resize(size / crop)` followed by `CenterCrop(size)`.
+    Up to rounding torchvision's `CenterCrop` followed by `Resize(size)`: pixels outside the square have no
+    part in it.
 
     Args:
       canvas: [H, W, 3], uint8 or float in [0, 1].
@@ -233,7 +234,7 @@ def center_view(
         raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
     canvas = checks.canvas("canvas", canvas)
     extent = checks.extent("extent", extent, canvas.shape[:2])
-    side = crop * jnp.min(extent)
-    corner = (extent - side) / 2 if crop < 1 else (extent - side) // 2
+    side = jnp.round(crop * jnp.min(extent)).astype(extent.dtype)
+    corner = (extent - side) // 2
     box = jnp.concatenate([corner, jnp.stack([side, side])]).astype(jnp.float32)
     return color.normalize(crop_and_resize(canvas, box, size), mean, std)
