@@ -52,7 +52,7 @@ def tables(results: Results) -> list[Table]:
     bank = f"{results['bank']['count']:,} of {results['bank']['name']}"
     k, temperature = _headline(settings)
     views = settings["augmented"]
-    fitted = f", fitted on {views} crops and flips of each image" if views else ""
+    fitted = f", fitted on {views} crops and flips of each image," if views else ""
     weighted = {"k": k, "metric": "cosine", "temperature": temperature}
     columns = [
         "",
@@ -78,9 +78,9 @@ def tables(results: Results) -> list[Table]:
             ]
             for row in rows
         ],
-        f"± of k-NN: standard error of an accuracy on {results['queries']['count']:,} images. ± of linear: "
-        f"standard deviation over {len(settings['seeds'])} seeds, which draw the images that choose its "
-        f"penalty{fitted}. Nothing was chosen on these images.",
+        f"± of k-NN: standard error of an accuracy on {results['queries']['count']:,} images. ± of linear"
+        f"{fitted}: standard deviation over seeds, {len(settings['seeds'])} of them, which draw the training "
+        "images that choose its penalty. Nothing was chosen on the images above.",
     )
     found = [main]
     found += [_grid(row, settings) for row in rows if row["representation"] == "h" and row["last"]]
