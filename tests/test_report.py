@@ -99,7 +99,7 @@ def test_the_main_table_has_a_row_for_each_representation():
         ["untrained h", "–", "2,048", "20.0 ± 0.4", "27.0 ± 0.4", "25.0 ± 0.4", "40.0 ± 1.2"],
         ["raw pixels", "–", "2,048", "10.0 ± 0.4", "17.0 ± 0.4", "15.0 ± 0.4", "30.0 ± 1.2"],
     ]
-    assert "8,000 images" in main.note and "3 seeds" in main.note
+    assert "8,000 images" in main.note and "3 of them" in main.note
 
 
 def test_the_main_table_tells_what_the_probe_was_fitted_on():

@@ -19,7 +19,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -243,7 +242,7 @@ def main() -> int:
     """Runs the command line; returns the exit status."""
     load = os.getloadavg()[0]
     sizes, operations = _checked_sizes(_SIZES.value), _checked_operations(_OPERATIONS.value)
-    out, libtpu = _checked_out(_OUT.value), tpu.find(_LIBTPU.value)
+    out, libtpu = timing.checked_out(_OUT.value), tpu.find(_LIBTPU.value)
     if importlib.util.find_spec("torch"):
         # JAX would take three quarters of a GPU's memory at once, and leave PyTorch too little.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -318,14 +317,7 @@ def rivals(images: np.ndarray, workers: peers.PilWorkers | None, *, with_kornia:
 
 def _preface(figures: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """The lines before the tables: where, what disturbs, who is missing, what the columns are."""
-    hardware, load = figures["hardware"], figures["load_before"]
-    lines = [f"{hardware['cpu']}, {hardware['cores']} cores"]
-    if hardware["platform"] != "cpu":
-        lines.insert(0, hardware["device"])
-    if load > timing.IDLE_LOAD:
-        lines.append(
-            f"warning: other work runs on this machine (load average {load}) and slows what is timed"
-        )
+    lines = timing.where(figures["hardware"], figures["load_before"])
     if "PIL" not in columns:
         lines.append("left out, not installed: PIL and v2 (pip install torch torchvision)")
     if "kornia" not in columns:
@@ -350,12 +342,3 @@ def _checked_operations(names: Sequence[str]) -> list[str]:
     if unknown or not names:
         raise UserError(f"--operations must be some of {','.join(peers.OPERATIONS)}; got {','.join(names)!r}")
     return [name for name in peers.OPERATIONS if name in names]
-
-
-def _checked_out(text: str) -> pathlib.Path | None:
-    if not text:
-        return None
-    path = pathlib.Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--out must be a file in a folder that is there; got {text!r}")
-    return path

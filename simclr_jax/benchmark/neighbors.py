@@ -271,7 +271,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     if _K.value > _BANK.value:
         raise UserError(f"--k must be at most --bank, {_BANK.value}; got {_K.value}")
-    asked, out = _checked_peers(_PEERS.value), _checked_out(_OUT.value)
+    asked, out = _checked_peers(_PEERS.value), timing.checked_out(_OUT.value)
     reasons = left_out(asked, 4 * _BANK.value * _WIDTH.value)
     peers = [name for name in asked if name not in reasons]
 
@@ -309,14 +309,9 @@ def main() -> int:
 
 def _preface(figures: Mapping[str, Any], peers: Sequence[str]) -> list[str]:
     """The lines before the table: where, what disturbs, who is missing, what is measured."""
-    hardware, load = figures["hardware"], figures["load_before"]
+    hardware = figures["hardware"]
     on_cpu = hardware["platform"] == "cpu"
-    lines = [] if on_cpu else [hardware["device"]]
-    lines.append(f"{hardware['cpu']}, {hardware['cores']} cores")
-    if load > timing.IDLE_LOAD:
-        lines.append(
-            f"warning: other work runs on this machine (load average {load}) and slows what is timed"
-        )
+    lines = timing.where(hardware, figures["load_before"])
     lines += [f"{name} is left out, {reason}" for name, reason in figures["left_out"].items()]
     rates = ", ".join(
         f"{name} {rate / 1e9:,.0f}" for name, rate in figures["product_flops_per_second"].items()
@@ -344,12 +339,3 @@ def _checked_peers(names: Sequence[str]) -> list[str]:
     if not names or not set(names) <= PEERS.keys():
         raise UserError(f"--peers must be none or some of {','.join(PEERS)}; got {','.join(names)!r}")
     return [name for name in PEERS if name in names]
-
-
-def _checked_out(text: str) -> pathlib.Path | None:
-    if not text:
-        return None
-    path = pathlib.Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--out must be a file in a folder that is there; got {text!r}")
-    return path

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.errors import UserError
+
 IDLE_LOAD = 0.5  # processes on average over the last minute: above it other work runs beside
 
 _PACKAGES = (
@@ -129,6 +131,27 @@ def circumstances() -> dict[str, Any]:
     found = {"date": now, "versions": versions, "hardware": hardware}
     commit = _commit()
     return found | {"commit": commit} if commit else found
+
+
+def where(hardware: Mapping[str, Any], load: float) -> list[str]:
+    """Lines on the machine, of `circumstances()["hardware"]`, and a warning where other work runs on it."""
+    lines = [] if hardware["platform"] == "cpu" else [hardware["device"]]
+    lines.append(f"{hardware['cpu']}, {hardware['cores']} cores")
+    if load > IDLE_LOAD:
+        lines.append(
+            f"warning: other work runs on this machine (load average {load}) and slows what is timed"
+        )
+    return lines
+
+
+def checked_out(text: str) -> pathlib.Path | None:
+    """The file that `--out` names, None where it is empty. Raises `UserError` where it cannot be made."""
+    if not text:
+        return None
+    path = pathlib.Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out must be a file in a folder that is there; got {text!r}")
+    return path
 
 
 def _processor() -> str:
