@@ -135,7 +135,7 @@ def _grid(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Table:
 
 def _few_labels(results: Results) -> Table:
     settings = results["settings"]
-    sizes = settings["labels_per_class"]
+    sizes, seeds = settings["labels_per_class"], len(settings["seeds"])
     rows = [row for row in results["rows"] if row["few_labels"]]
     cells = [[row["name"], *map(_mean, row["few_labels"]), _mean(row["linear"])] for row in rows]
     for name, accuracies in _published(results):
@@ -145,7 +145,7 @@ def _few_labels(results: Results) -> Table:
         ["", *map(str, sizes), "all"],
         cells,
         f"± standard deviation over {settings['draws']} draws of the labelled images, and over "
-        f"{len(settings['seeds'])} seeds for all.",
+        f"{seeds} seed{'s' if seeds > 1 else ''} for all.",
     )
 
 
