@@ -1,6 +1,8 @@
 """One mesh over all devices: the batch is split over them, everything else is on each of them."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -9,11 +11,7 @@ from simclr_jax.errors import UserError
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of all devices along the axis `data`.
-
-    Axes are Auto, which `jax.make_mesh` does not do by itself: under Explicit axes `z @ z.T` with `z`
-    split over `data` raises. Under Auto the program's meaning is global, so BatchNorm statistics and
-    NT-Xent's negatives are those of the whole batch whatever the number of devices.
+    """`mesh_of` all devices, over which a batch is split.
 
     Raises:
       UserError: if the devices cannot share `batch_size` evenly.
@@ -24,6 +22,16 @@ def data_mesh(batch_size: int) -> Mesh:
             f"config.train.batch_size is {batch_size}, not a multiple of the {len(devices)} devices; "
             f"set --config.train.batch_size={max(1, batch_size // len(devices)) * len(devices)}"
         )
+    return mesh_of(devices)
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """A mesh of `devices` along the axis `data`.
+
+    Axes are Auto, which `jax.make_mesh` does not do by itself: under Explicit axes `z @ z.T` with `z`
+    split over `data` raises. Under Auto the program's meaning is global, so BatchNorm statistics and
+    NT-Xent's negatives are those of the whole batch whatever the number of devices.
+    """
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

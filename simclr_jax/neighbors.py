@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+from simclr_jax import mesh as meshes
 
 METRICS = ("euclidean", "cosine")
 
@@ -86,9 +88,7 @@ def nearest(
 
     row_mb = bank.shape[1] * bank.dtype.itemsize / 2**20
     parts = -(-len(bank) // max(1, int(part_mb / row_mb)))
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-    )
+    mesh = meshes.mesh_of(jax.local_devices())
     search = partial(_search, bank=bank, parts=parts, k=k, metric=metric, mesh=mesh)
     found: list[_Found] = []
     with jax.enable_x64(True):
@@ -114,10 +114,10 @@ def nearest(
 
 def _search(queries, *, bank, parts: int, k: int, metric: str, dtype, mesh: Mesh) -> _Found:
     """Goes through the parts of the bank; the result is in NumPy."""
-    queries = jax.device_put(queries, NamedSharding(mesh, P()))
+    queries = jax.device_put(queries, meshes.replicated(mesh))
     found: list[_Found] = []
     for start, rows, count in _parts(bank, parts, mesh.size):
-        rows = jax.device_put(rows, NamedSharding(mesh, P("data")))
+        rows = jax.device_put(rows, meshes.split(mesh))
         part = jax.device_get(
             _search_part(queries, rows, np.int32(count), k=k, metric=metric, dtype=dtype, mesh=mesh)
         )
@@ -180,8 +180,8 @@ def _search_rows(queries: Array, rows: Array, count: Array, *, k: int, metric: s
     rows = jnp.pad(rows, ((0, max(0, tile - len(rows))), (0, 0)))
     tiles = -(-len(rows) // tile)
     # The last tile begins early enough to be whole, and skips what the one before it had.
-    starts = jnp.minimum(jnp.arange(tiles, dtype=jnp.int32) * tile, len(rows) - tile)
     fresh = jnp.arange(tiles, dtype=jnp.int32) * tile
+    starts = jnp.minimum(fresh, len(rows) - tile)
 
     # Any origin and scale are right; these keep the numbers of float32 small and near 1.
     sampled = jnp.arange(0, len(rows), _SAMPLED)
