@@ -48,6 +48,7 @@ from simclr_jax.data.batches import Batch
 from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
+from simclr_jax.simclr import SimCLR
 
 OPERATIONS = ("crop", "cutout", "color", "sobel", "noise", "blur", "rotate")  # the paper's order
 
@@ -100,11 +101,9 @@ def ablate(
     evaluation_set = recipe.open_evaluation_set(settings)
 
     model = recipe.build_model(settings)
-    encode = recipe.build_encode(model)
-    schedule = recipe.build_schedule(settings, plan)
-    optimizer = recipe.build_optimizer(settings, schedule)
-    graphdef, initial = training.create_state(model, optimizer)
-    step = recipe.build_step(settings, graphdef, optimizer, schedule, mesh)
+    encode = recipe.build_inference(model, SimCLR.h)
+    start = recipe.build_start(settings, plan, model, mesh)
+    step = recipe.build_step(settings, start, mesh)
 
     def step_of_pair(
         state: training.TrainState, batch: Batch, drawn: tuple[jax.Array, jax.Array]
@@ -120,7 +119,7 @@ def ablate(
         """The accuracy of a cell; None where it was stopped before its end."""
         batches = open_batches()
         # A copy, because the steps consume the state they are given.
-        state = jax.device_put(jax.tree.map(jnp.copy, initial), meshes.replicated(mesh))
+        state = jax.tree.map(jnp.copy, start.state)
         meter = loop.Meter(settings.train.batch_size, step=0, seconds=0)
         done = 0
         while done < steps:

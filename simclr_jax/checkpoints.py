@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,25 +28,34 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
     Args:
       folder: as in `Checkpoints`.
       step: one of `finished_steps`.
-      params: of the same structure, whose shapes, dtypes and shardings the result has.
+      params: a dict with some modules of the model, such as `encoder`, each of the same structure as in the
+        checkpoint; the result has their shapes, dtypes and shardings.
       batch_stats: likewise.
 
     Raises:
-      UserError: if the checkpoint is damaged, or of another model.
+      UserError: if the checkpoint is damaged; or for the first parameter that a module has only here or only
+        there, or in another shape.
     """
     abstract = _abstract({"params": params, "batch_stats": batch_stats})
     partly = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
     try:
+        stored: Any = ocp.checkpointables_metadata(str(folder.absolute() / str(step))).metadata["state"]
+        found = [_shapes(stored[kind], modules) for kind, modules in abstract.items()]
+        difference = _difference(
+            [_shapes(modules, modules) for modules in abstract.values()], found, f"{folder / str(step)}"
+        )
+        if difference:
+            raise UserError(difference)
         with ocp.Context(pytree_options=partly):
             loaded = ocp.load_checkpointables(str(folder.absolute() / str(step)), {"state": abstract})
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes Orbax raise nearly any type
         raise UserError(
             f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: "
             f"{_first_line(error)}); remove {folder / str(step)} to use the one before it"
         ) from error
     weights = loaded["state"]
-    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(weights)):
-        raise UserError(f"the checkpoint of step {step} in {folder} is of another model than its config says")
     return weights["params"], weights["batch_stats"]
 
 
@@ -174,6 +183,29 @@ class Checkpoints:
         if source.exists() and not target.exists():
             source.rename(target)
         self._checkpointer.reload()
+
+
+def _shapes(tree: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes by dotted names, of those top-level modules that are in `modules` too."""
+    chosen = {name: tree[name] for name in modules if name in tree}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(chosen)
+    }
+
+
+def _difference(wanted: Sequence[Mapping], found: Sequence[Mapping], place: str) -> str | None:
+    """The first parameter or statistic that differs, in a sentence."""
+    for wanted_shapes, found_shapes in zip(wanted, found, strict=True):
+        for name, shape in wanted_shapes.items():
+            if name not in found_shapes:
+                return f"the model that the config asks for has {name}, of {shape}, and {place} has not"
+            if found_shapes[name] != shape:
+                return f"{name} is {found_shapes[name]} in {place}, and the config asks for {shape}"
+        for name, shape in found_shapes.items():
+            if name not in wanted_shapes:
+                return f"{place} has {name}, of {shape}, which the model that the config asks for has not"
+    return None
 
 
 def _abstract(state: Any) -> Any:

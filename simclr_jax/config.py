@@ -26,19 +26,25 @@ def default_config() -> Config:
     appendix A and B), at sizes for one accelerator.
     """
     config: Config = ConfigDict()
+    config.stage = "pretrain"  # which command runs it: "pretrain" (train), "finetune", "distill"
     config.seed = 0  # initial weights, order of the images, views
+
+    config.start = ConfigDict()  # what the weights begin as; both empty: drawn from the seed
+    start = config.start
+    start.run = ""  # folder of a run: its last checkpoint
+    start.weights = ""  # a safetensors file of an encoder under torchvision's names
 
     config.data = ConfigDict()
     data = config.data
     data.dataset = ""  # a TFDS name such as "imagenette/320px-v2"; or leave it empty and set folder
-    data.folder = ""  # a folder of images, any depth, no labels needed
+    data.folder = ""  # a folder of images, any depth; for labels with one subfolder a class
     data.split = "train"  # TFDS split: "train", "unlabelled", "train+test", "train[:10%]"
     data.canvas_size = 224  # pixels: an image's longer side is reduced to this when it is packed
     data.max_unreadable = 0.01  # share of unreadable images that is skipped with a warning
 
     config.views = ConfigDict()
     views = config.views
-    views.count = 2  # views of each image
+    views.count = 2  # views of each image; pretraining needs two
     views.size = 224  # pixels, height and width of a view
     views.crop_area = (0.08, 1.0)  # share of the image's area
     views.crop_aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly
@@ -65,10 +71,11 @@ def default_config() -> Config:
     model = config.model
     model.depth = 18  # 10, 18, 34, 50, 101, 152, 200
     model.width = 1.0  # multiplies every channel count
-    model.stem = "imagenet"  # "imagenet": 7x7 stride 2 and max pool; "cifar": 3x3
+    model.stem = "imagenet"  # "imagenet": 7x7 stride 2 and max pool; "cifar": 3x3; "resnet-d": three 3x3
+    model.attention = "none"  # "se": squeeze-excitation; "sk": selective kernels, as SimCLRv2's
     model.norm = "batch"  # "batch", "group"
     model.dtype = "float32"  # "bfloat16": compute only, parameters and statistics stay float32
-    model.head_layers = 2  # 1 to 4
+    model.head_layers = 2  # 3 in SimCLRv2
     model.head_hidden = 512
     model.head_out = 128
     model.head_norm = "hidden"  # BatchNorm in the head: "none", "hidden", "all" layers
@@ -76,7 +83,26 @@ def default_config() -> Config:
 
     config.loss = ConfigDict()
     loss = config.loss
-    loss.temperature = 0.5
+    loss.temperature = 0.5  # of NT-Xent
+
+    config.labels = ConfigDict()  # which of the labels are learned from; drawn once and recorded
+    labels = config.labels
+    labels.fraction = 1.0  # share of each class's images
+    labels.per_class = 0  # above 0: as many images of each class instead
+    labels.seed = 0  # of the draw; a smaller one is part of a larger one
+
+    config.classifier = ConfigDict()  # of "finetune" and "distill"
+    classifier = config.classifier
+    classifier.head_layer = 0  # layers of the projection head that stay under it; 0: it sees h
+    classifier.start = "zeros"  # "zeros"; "probe": the linear probe of the frozen encoder
+    classifier.encoder_rate = 1.0  # times the learning rate, for all but the classifier; 0: frozen
+    classifier.batch_norm = "batch"  # statistics: "batch", of each batch; "running", as they began
+
+    config.distill = ConfigDict()
+    distill = config.distill
+    distill.teacher = ""  # folder of a fine-tuned run
+    distill.temperature = 1.0  # divides the logits of teacher and student
+    distill.alpha = 1.0  # weight of the teacher; the rest is that of the labels the teacher learned from
 
     config.optimizer = ConfigDict()
     optimizer = config.optimizer
@@ -119,7 +145,7 @@ def default_config() -> Config:
     run.evaluate_every_epochs = 0  # 0: only at the end
     run.checkpoint_minutes = 5.0  # at most this much work is lost when the machine dies
     run.keep_checkpoints = 2  # the newest
-    run.best_metric = "knn1_accuracy"  # the best checkpoint by it is kept as well; or "loss", ...
+    run.best_metric = ""  # the best checkpoint by it is kept as well, such as "loss"; empty: by accuracy
     return config
 
 
@@ -147,6 +173,7 @@ def _range(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "stage": _one_of("pretrain", "finetune", "distill"),
     "seed": _between(0, 2**31 - 1),
     "data.canvas_size": _between(8, 4096),
     "data.max_unreadable": _probability,
@@ -177,12 +204,21 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.stem": _one_of(*resnet.STEMS),
     "model.norm": _one_of(*resnet.NORMS),
     "model.dtype": _one_of("float32", "bfloat16"),
-    "model.head_layers": _between(1, 4),
+    "model.head_layers": _at_least(1),
     "model.head_hidden": _at_least(1),
     "model.head_out": _at_least(1),
     "model.head_norm": _one_of(*simclr.HEAD_NORMS),
     "model.passes": _one_of("joint", "separate"),
     "loss.temperature": _above_zero,
+    "labels.fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "labels.per_class": _at_least(0),
+    "labels.seed": _between(0, 2**31 - 1),
+    "classifier.head_layer": _at_least(0),
+    "classifier.start": _one_of("zeros", "probe"),
+    "classifier.encoder_rate": _at_least(0),
+    "classifier.batch_norm": _one_of("batch", "running"),
+    "distill.temperature": _above_zero,
+    "distill.alpha": _probability,
     "optimizer.name": _one_of(*optimizers.NAMES),
     "optimizer.learning_rate": _at_least(0),
     "optimizer.scaling": _one_of(*schedules.SCALINGS),
@@ -229,7 +265,7 @@ def check(config: Config) -> None:
             valid = False
         if not valid:
             raise UserError(f"config.{key} is {values[key]!r}; it must be {expected}")
-    if config.views.count + config.views.small_count < 2:
+    if config.stage == "pretrain" and config.views.count + config.views.small_count < 2:
         raise UserError(
             "config.views.count is 1; the loss needs two views of an image, or small_count as well"
         )
@@ -250,6 +286,27 @@ def check(config: Config) -> None:
         raise UserError(
             "config.evaluation.temperature weighs cosines; set --config.evaluation.metric=cosine or "
             "leave it 0"
+        )
+
+    if config.start.run and config.start.weights:
+        raise UserError("set either config.start.run or config.start.weights, and leave the other empty")
+    if config.stage != "pretrain":
+        _check_classifier(config)
+
+
+def _check_classifier(config: Config) -> None:
+    kept, layers = config.classifier.head_layer, config.model.head_layers
+    if kept >= max(1, layers):
+        raise UserError(
+            f"config.classifier.head_layer is {kept}; a projection head of config.model.head_layers={layers} "
+            + (f"has the middle layers 1 to {layers - 1}" if layers > 1 else "has no middle layer")
+            + ", and 0 is the encoder's end"
+        )
+    if config.stage == "distill" and not config.distill.teacher:
+        raise UserError("set --config.distill.teacher to the folder of a fine-tuned run")
+    if config.stage == "distill" and config.classifier.start == "probe":
+        raise UserError(
+            "config.classifier.start is 'probe', which needs labels; a student begins with 'zeros'"
         )
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 # Found by a search over sRGB for ten that stay apart. The least distance of two in OKLab is 0.15, and 0.11
@@ -54,6 +55,9 @@ _STYLE = {
 }
 _LETTER = 0.095  # inches, the mean width
 _TSNE_WIDTH = 50
+_CELL = 0.74  # inches, the side of a cell of a table
+_KEY = 1.0  # inches, for a scale of colours
+_NUMBERED, _NAMED = 20, 30  # classes of a confusion matrix
 
 
 def tsne(features: np.ndarray, *, seed: int, perplexity: float = 30.0) -> np.ndarray:
@@ -293,38 +297,125 @@ def heat_map(
     if low < 0 or high > 1:
         raise ValueError(f"values are {low:g} to {high:g}; expected accuracies in [0, 1]")
 
-    left = [float(column) for column in range(len(columns))]
+    left = np.arange(len(columns), dtype=float)
     if average_column:
         left[-1] += 0.3
-    longest = max(map(len, columns))
-    slanted = longest > 9  # a cell has room for 9 letters
-    width = max(5, 1.5 + _LETTER * max(map(len, rows)) + 0.74 * len(columns))
-    height = 1.4 + 0.74 * len(rows) + (0.7 * _LETTER * longest if slanted else 0)
+    texts = np.where(np.isnan(values), "", np.char.mod("%.1f", 100 * values))
+    scale = Normalize(low, high) if high > low else Normalize(low - 0.5, low + 0.5)
+    with _cells(path, values, texts, scale, rows, columns, left, _CELL) as axes:
+        axes.set_title(f"{title} (%)", wrap=True)
+        axes.set_xlabel(column_axis)
+        axes.set_ylabel(row_axis)
+
+
+def confusion_matrix(
+    path: str | os.PathLike[str],
+    counts: np.ndarray | Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    *,
+    title: str,
+) -> None:
+    """Draw how often each class is taken for each class, in percent of the images of the true class.
+
+    Colours follow the square root of the share, so that rare mistakes are seen. Up to 20 classes each
+    cell has its number, of more there is a scale instead; up to 30 classes have their names.
+
+    Args:
+      path: of the PNG file.
+      counts: [C, C], not negative, a row for each true class and a column for each prediction, as of
+        `classification.confusion`. The row of a class without images is light gray, without numbers.
+      class_names: the C names, at most `MAX_CLASSES`.
+      title: above the picture.
+
+    Raises:
+      ValueError: for counts that do not fit the names or are negative, or too many classes.
+    """
+    counts = np.asarray(counts, float)
+    classes = len(class_names)
+    if not 1 <= classes <= MAX_CLASSES:
+        raise ValueError(f"there are {classes} class names; expected 1 to {MAX_CLASSES}")
+    if counts.shape != (classes, classes):
+        raise ValueError(f"counts has shape {counts.shape}; expected {(classes, classes)}")
+    if not counts.min() >= 0:
+        raise ValueError(f"counts hold {counts.min():g}; expected numbers of images")
+
+    images = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, images, out=np.full_like(counts, np.nan), where=images > 0)
+    texts = np.where(counts > 0, np.char.mod("%.1f", 100 * shares), np.where(images > 0, "0", ""))
+    texts = texts if classes <= _NUMBERED else None
+    names = class_names if classes <= _NAMED else ()
+    side = min(_CELL, 10 / classes)
+    with _cells(path, shares, texts, PowerNorm(0.5, 0, 1), names, names, np.arange(classes), side) as axes:
+        axes.set_title(f"{title} (% of each class)", wrap=True)
+        axes.set_xlabel("prediction" if names else f"prediction, {classes} classes")
+        axes.set_ylabel("truth" if names else f"truth, {classes} classes")
+
+
+@contextlib.contextmanager
+def _cells(
+    path: str | os.PathLike[str],
+    values: np.ndarray,
+    texts: np.ndarray | None,
+    scale: Normalize,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    left: np.ndarray,
+    side: float,
+) -> Iterator[Axes]:
+    """Axes with a table of coloured cells, saved as `_png` does.
+
+    Args:
+      path: of the PNG file.
+      values: [R, C]; the cell of a NaN is light gray.
+      texts: str [R, C], in the cells; None: a scale of the colours beside them.
+      scale: from values to [0, 1].
+      rows: the R names at the left, from top to bottom, or none.
+      columns: the C names below, or none.
+      left: [C], where each column begins, in widths of a cell.
+      side: of a cell in inches.
+
+    Yields:
+      The axes, whose title and labels are yet to be set.
+    """
+    longest = max(map(len, columns), default=0)
+    slanted = longest > 9 * side / _CELL  # a cell of 0.74 inches has room for 9 letters
+    width = 1.5 + _LETTER * max(map(len, rows), default=0) + side * len(left)
+    width = max(5, width) + (_KEY if texts is None else 0)
+    height = 1.4 + side * len(values) + (0.7 * _LETTER * longest if slanted else 0)
     with _png(path, width, height) as figure:
         axes = figure.subplots()
-        colour_map = matplotlib.colormaps["viridis"]
-        for (row, column), value in np.ndenumerate(values):
-            colour, text = _BLANK, ""
-            if not np.isnan(value):
-                colour = colour_map((value - low) / (high - low) if high > low else 0.5)
-                text = f"{100 * value:.1f}"
-            axes.add_patch(Rectangle((left[column] + 0.02, row + 0.02), 0.96, 0.96, color=colour, lw=0))
-            ink = _INK if np.dot(to_rgb(colour), [0.3, 0.59, 0.11]) > 0.5 else "white"
-            axes.text(left[column] + 0.5, row + 0.5, text, color=ink, ha="center", va="center")
+        colour_map = matplotlib.colormaps["viridis"].with_extremes(bad=_BLANK)
+        colours = colour_map(scale(np.ma.masked_invalid(values)))
+        gap = 0.02 if rows else 0  # lines between small cells would come out in different widths
+        # One collection: 10,000 patches would take 6 s.
+        corner = np.stack(np.meshgrid(left, np.arange(len(values))), axis=-1)[:, :, None] + gap
+        squares = corner + (1 - 2 * gap) * np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+        axes.add_collection(
+            PolyCollection(list(squares.reshape(-1, 4, 2)), facecolors=colours.reshape(-1, 4), linewidths=0)
+        )
         axes.set_xlim(0, left[-1] + 1)
-        axes.set_ylim(len(rows), 0)
+        axes.set_ylim(len(values), 0)
         axes.set_aspect("equal")
-        axes.set_title(f"{title} (%)", wrap=True)
-        axes.set_xticks([x + 0.5 for x in left], columns)
+        axes.set_xticks(left[: len(columns)] + 0.5, columns)
         if slanted:
             for label in axes.get_xticklabels():
                 label.set(rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        axes.set_xlabel(column_axis)
-        axes.set_ylabel(row_axis)
         axes.tick_params(length=0, labelcolor=_INK)
         axes.spines[:].set_visible(False)
         axes.grid(False)
+        if texts is None:
+            key = figure.colorbar(
+                ScalarMappable(scale, colour_map), ax=axes, fraction=_KEY / width, shrink=0.6, format=_percent
+            )
+            key.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+            key.outline.set_visible(False)
+        else:
+            for (row, column), text in np.ndenumerate(texts):
+                # The contrast, as WCAG 2 measures it, is 3.8 or more with each colour of the map.
+                ink = _INK if colours[row, column, :3] @ [0.3, 0.59, 0.11] > 0.42 else "white"
+                axes.text(float(left[column]) + 0.5, row + 0.5, text, color=ink, ha="center", va="center")
+        yield axes
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss of SimCLR, and how well each view finds its partner.
+"""The losses: NT-Xent of SimCLR, cross-entropy with labels, distillation from a teacher.
 
 To train with another loss, write a function here from projections to a scalar and metrics, as `nt_xent`
 is, and name it in `recipe.build_step`; nothing else knows the loss.
@@ -65,6 +65,71 @@ def nt_xent(z: jax.Array, *, temperature: float | jax.Array, views: int = 2) -> 
     loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.mean(positives, axis=0))
     same_image = (row[:, None] - row[None, :]) % images == 0
     return loss, _retrieval(*jax.lax.stop_gradient((logits, positives)), same_image)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict]:
+    """Cross-entropy with labels, computed in float32.
+
+    Args:
+      logits: [N, C].
+      labels: int [N] in [0, C), or -1 for a row without a label, which does not count.
+
+    Returns:
+      The loss, averaged over the rows with a label, 0 where there is none; and a metric without gradient,
+      `accuracy` in [0, 1] on the same rows.
+    """
+    labelled = labels >= 0
+    count = jnp.maximum(1, jnp.sum(labelled))
+    logits = logits.astype(jnp.float32)
+    correct = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
+    log_likelihood = jnp.sum(jnp.where(correct, jax.nn.log_softmax(logits), 0.0), axis=1)
+    hits = labelled & (jnp.argmax(logits, axis=1) == labels)
+    return -jnp.sum(log_likelihood) / count, {"accuracy": jnp.sum(hits) / count}
+
+
+def distillation(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    alpha: float,
+) -> tuple[jax.Array, dict]:
+    """Cross-entropy of a student with a teacher's softened classes, and with labels where there are any.
+
+    SimCLRv2 (Chen et al. 2020, arXiv:2006.10029, equations 2 and 3). The temperature divides the logits of
+    both, and no factor makes up for the smaller gradient of a high one (Hinton et al. 2015 multiply with its
+    square). The paper sums over all images and over the labelled ones; here both are means.
+
+    Args:
+      logits: of the student, [N, C].
+      teacher_logits: [N, C]; no gradient goes through them.
+      labels: int [N], -1 for a row without a label.
+      temperature: positive.
+      alpha: weight of the distillation loss, in [0, 1]; 1 - alpha is that of the cross-entropy with labels.
+
+    Returns:
+      The loss, and metrics without gradient: `distillation_loss`; `divergence` of the student from the
+      teacher, which is that loss less its least possible value, in nats; `agreement`, the share of rows in
+      [0, 1] where both choose the same class; and where alpha is below 1 `labelled_loss`.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32))
+    logits = logits.astype(jnp.float32)
+    targets = jax.nn.softmax(teacher_logits / temperature)
+    log_targets = jax.nn.log_softmax(teacher_logits / temperature)
+    softened = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits / temperature), axis=1))
+    least = -jnp.mean(jnp.sum(targets * log_targets, axis=1))
+    same = jnp.argmax(logits, axis=1) == jnp.argmax(teacher_logits, axis=1)
+    metrics = {
+        "distillation_loss": softened,
+        "divergence": softened - least,
+        "agreement": jnp.mean(same, dtype=jnp.float32),
+    }
+    if alpha == 1:
+        return softened, jax.lax.stop_gradient(metrics)
+    labelled, _ = cross_entropy(logits, labels)
+    metrics["labelled_loss"] = labelled
+    return alpha * softened + (1 - alpha) * labelled, jax.lax.stop_gradient(metrics)
 
 
 def _retrieval(logits: jax.Array, positives: jax.Array, same_image: jax.Array) -> dict:

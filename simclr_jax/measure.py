@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax import knn, probe
+from simclr_jax import classification, knn, probe
+
+MAX_CONFUSION = 100  # classes; the counts of 1,000 would be a million lines of JSON for each representation
 
 
 class Questions(NamedTuple):
@@ -47,20 +49,21 @@ def measure(
     Returns:
       Values for JSON, accuracies in [0, 1]: `width`; `knn`, a list of `k`, `metric`, `temperature` (None
       for the majority), `accuracy`; `linear`, of all labels, and `few_labels`, a list over
-      `labels_per_class`: the mean `accuracy`, the sample standard deviation `std` over seeds or draws
-      (None of a single one), the single `accuracies` and the penalty `l2` of each. With them stands
-      `standard_error`, of an accuracy on as many queries: sqrt(p (1 - p) / Q).
+      `labels_per_class`: the mean `accuracy` and `top5` (None of five classes or fewer), the sample
+      standard deviation `std` of the accuracy over seeds or draws (None of a single one), the single
+      `accuracies` and the penalty `l2` of each. With them stands `standard_error`, of an accuracy on as
+      many queries: sqrt(p (1 - p) / Q). In `linear` also `confusion`, counts of the queries by class and
+      prediction as in `classification.confusion`, of the first seed; None of more than 100 classes.
     """
-    labels = features.bank_labels, features.query_labels
-    queries = len(features.queries)
+    bank, bank_labels, queries, query_labels, classes = features
     grid = []
     for metric in ("cosine", "euclidean"):
         temperatures = [*questions.temperatures, None] if metric == "cosine" else [None]
         found = knn.accuracies(
-            features.queries,
-            labels[1],
-            features.bank,
-            labels[0],
+            queries,
+            query_labels,
+            bank,
+            bank_labels,
             ks=questions.ks,
             metric=metric,
             temperatures=temperatures,
@@ -68,7 +71,7 @@ def measure(
         for (k, temperature), accuracy in found.items():
             if k == 1 and temperature is not None:
                 continue  # a single vote has no weight
-            error = standard_error(accuracy, queries)
+            error = standard_error(accuracy, len(queries))
             grid.append(
                 {
                     "k": k,
@@ -80,37 +83,33 @@ def measure(
             )
 
     def linear(rows: np.ndarray, seeds: Sequence[int]) -> list[probe.Probe]:
-        copies = len(rows) // len(features.bank)
-        return probe.linear_probe(
-            rows,
-            np.tile(labels[0], copies),
-            features.queries,
-            labels[1],
-            classes=features.classes,
-            seeds=seeds,
-        )
+        labels = np.tile(bank_labels, len(rows) // len(bank))
+        return probe.linear_probe(rows, labels, queries, query_labels, classes=classes, seeds=seeds)
 
     if augmented is None:
-        probes = linear(features.bank, questions.seeds)
+        probes = linear(bank, questions.seeds)
     else:
         probes = [found for seed in questions.seeds for found in linear(augmented(seed), [seed])]
     few = []
     for per_class in questions.per_class:
         drawn = probe.few_labels(
-            features.bank,
-            labels[0],
-            features.queries,
-            labels[1],
-            classes=features.classes,
+            bank,
+            bank_labels,
+            queries,
+            query_labels,
+            classes=classes,
             per_class=per_class,
             draws=questions.draws,
             seed=questions.seeds[0],
         )
-        few.append({"labels_per_class": per_class, **_summary(drawn, queries)})
+        few.append({"labels_per_class": per_class, **_summary(drawn, len(queries))})
+    counts = None
+    if classes <= MAX_CONFUSION:
+        counts = classification.confusion(query_labels, probes[0].predicted, classes).tolist()
     return {
-        "width": features.bank.shape[1],
+        "width": bank.shape[1],
         "knn": grid,
-        "linear": _summary(probes, queries),
+        "linear": {**_summary(probes, len(queries)), "confusion": counts},
         "few_labels": few,
     }
 
@@ -123,8 +122,10 @@ def standard_error(accuracy: float, queries: int) -> float:
 def _summary(probes: Sequence[probe.Probe], queries: int) -> dict[str, Any]:
     accuracies = [found.accuracy for found in probes]
     mean = statistics.fmean(accuracies)
+    top5 = [found.top5 for found in probes if found.top5 is not None]
     return {
         "accuracy": mean,
+        "top5": statistics.fmean(top5) if top5 else None,
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "standard_error": standard_error(mean, queries),
         "accuracies": accuracies,

@@ -15,6 +15,8 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
+from simclr_jax import classification
+
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1)
 
 _BLOCK = 2048  # rows whose logits are in memory at once
@@ -54,6 +56,8 @@ class Probe(NamedTuple):
     accuracy: float  # on the test rows, in [0, 1]
     l2: float  # the penalty it was fitted with
     held_out: tuple[float, ...]  # accuracy on held-out training rows for each penalty of the grid
+    top5: float | None  # as in `classification.Scores`
+    predicted: np.ndarray  # int32 [M], the classes given to the test rows
 
 
 def fit(features: ArrayLike, labels: ArrayLike, *, classes: int, l2: float) -> Classifier:
@@ -132,8 +136,8 @@ def linear_probe(
       l2_grid: penalties, positive, as in `fit`.
 
     Returns:
-      For each seed accuracy, penalty, and the accuracies on held-out rows, none if the grid has but one
-      penalty.
+      For each seed accuracies, predictions, penalty, and the accuracies on held-out rows, none if the grid
+      has but one penalty.
 
     Raises:
       ValueError: as `fit`, and for a class with too few examples.
@@ -248,9 +252,8 @@ def _probes(train, train_labels, test, test_labels, classes, keys, l2_grid) -> l
     data = _load(train, train_labels)
 
     @cache  # seeds that choose the same penalty have the same classifier
-    def accuracy(l2: float) -> float:
-        predicted = jnp.argmax(_logits(_fit(data, l2, classes), test), axis=1)
-        return float(np.mean(np.asarray(predicted) == test_labels))
+    def measured(l2: float) -> classification.Scores:
+        return classification.scores(_logits(_fit(data, l2, classes), test), test_labels, classes)
 
     probes = []
     for key in keys:
@@ -258,7 +261,8 @@ def _probes(train, train_labels, test, test_labels, classes, keys, l2_grid) -> l
         if len(l2_grid) > 1:
             held_out = _held_out_accuracies(data, train_labels, l2_grid, classes, key)
             best = max(zip(held_out, l2_grid, strict=True))[1]
-        probes.append(Probe(accuracy(best), float(best), held_out))
+        found = measured(best)
+        probes.append(Probe(found.top1, float(best), held_out, found.top5, found.predicted))
     return probes
 
 

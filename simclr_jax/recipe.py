@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import augment, evaluation, knn, losses, optimizers, resnet, schedules, simclr, training
 from simclr_jax import mesh as meshes
+from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config, Plan
 from simclr_jax.data import batches, folders, pack, sources
 from simclr_jax.errors import UserError
@@ -24,25 +25,33 @@ _LOOP_STEPS = 64  # room for a second's worth of the fastest steps on an acceler
 def open_data(config: Config) -> pack.Pack:
     """The images to train on, packed. Raises `UserError` where they cannot be had."""
     data = config.data
-    if data.folder:
+    labelled = config.stage == "finetune" or (config.stage == "distill" and config.distill.alpha < 1)
+    if data.folder and labelled:
+        source = folders.labelled_folder_source(data.folder, data.split)
+    elif data.folder:
         source = folders.folder_source(data.folder)
     else:
         source = sources.tfds_source(data.dataset, data.split, data_dir=config.run.data_dir or None)
     return pack.open_pack(source, size=data.canvas_size, max_unreadable=data.max_unreadable)
 
 
+def open_evaluation_split(config: Config, split: str) -> pack.Pack:
+    """A split of the data set of `config.evaluation`, packed. Raises `UserError` where it cannot be had."""
+    settings = config.evaluation
+    if settings.folder:
+        source = folders.labelled_folder_source(settings.folder, split)
+    else:
+        source = sources.tfds_source(settings.dataset, split, data_dir=config.run.data_dir or None)
+    return pack.open_pack(source, size=settings.canvas_size, max_unreadable=config.data.max_unreadable)
+
+
 def open_evaluation_set(config: Config) -> EvaluationSet:
     """The labelled images of the 1-NN, packed. Raises `UserError` where they cannot be had."""
     settings = config.evaluation
-
-    def open_split(split: str) -> pack.Pack:
-        if settings.folder:
-            source = folders.labelled_folder_source(settings.folder, split)
-        else:
-            source = sources.tfds_source(settings.dataset, split, data_dir=config.run.data_dir or None)
-        return pack.open_pack(source, size=settings.canvas_size, max_unreadable=config.data.max_unreadable)
-
-    images = EvaluationSet(open_split(settings.bank_split), open_split(settings.query_split))
+    images = EvaluationSet(
+        open_evaluation_split(config, settings.bank_split),
+        open_evaluation_split(config, settings.query_split),
+    )
     images.check()
     if settings.k > len(images.bank):
         raise UserError(
@@ -58,7 +67,13 @@ def build_model(config: Config) -> simclr.SimCLR:
     rngs = nnx.Rngs(config.seed)
     dtype = jnp.dtype(model.dtype)
     encoder = resnet.ResNet(
-        model.depth, width=model.width, stem=model.stem, norm=model.norm, dtype=dtype, rngs=rngs
+        model.depth,
+        width=model.width,
+        stem=model.stem,
+        norm=model.norm,
+        attention=model.attention,
+        dtype=dtype,
+        rngs=rngs,
     )
     head = simclr.ProjectionHead(
         encoder.features,
@@ -70,6 +85,12 @@ def build_model(config: Config) -> simclr.SimCLR:
         rngs=rngs,
     )
     return simclr.SimCLR(encoder, head)
+
+
+def build_classifier(config: Config, model: simclr.SimCLR, classes: int) -> Classifier:
+    """The encoder of `model`, the part of its head that is kept, and a classifier that begins at zero."""
+    chosen = config.classifier
+    return Classifier(model, head_layer=chosen.head_layer, classes=classes, frozen=chosen.encoder_rate == 0)
 
 
 def build_schedule(config: Config, plan: Plan) -> optax.Schedule:
@@ -84,13 +105,33 @@ def build_schedule(config: Config, plan: Plan) -> optax.Schedule:
 
 def build_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer with `schedule`."""
+    rate = 1.0 if config.stage == "pretrain" else config.classifier.encoder_rate
     return optimizers.make_optimizer(
         config.optimizer.name,
         schedule,
         weight_decay=config.optimizer.weight_decay,
         momentum=config.optimizer.momentum,
         decay=config.optimizer.decay,
+        rates=None if rate == 1 else {"encoder": rate, "head": rate},
     )
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    graphdef: nnx.GraphDef  # of the model in training
+    state: training.TrainState
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def build_start(config: Config, plan: Plan, model: nnx.Module, mesh: Mesh) -> Start:
+    """The state before the first step, on all devices, with what takes it on from there."""
+    schedule = build_schedule(config, plan)
+    optimizer = build_optimizer(config, schedule)
+    running = config.stage != "pretrain" and config.classifier.batch_norm == "running"
+    graphdef, state = training.create_state(model, optimizer, running=running)
+    return Start(graphdef, jax.device_put(state, meshes.replicated(mesh)), optimizer, schedule)
 
 
 def view_options(config: Config) -> dict[str, Any]:
@@ -181,22 +222,44 @@ def first_views(
 
 
 def build_step(
-    config: Config,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
+    config: Config, start: Start, mesh: Mesh, *, teacher: nnx.GraphDef | None = None
 ) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
-    """`training.train_step` with everything but state, batch and key filled in."""
+    """`training.train_step` with everything but state, batch and key filled in.
+
+    With a `teacher`, the structure of a `Classifier` in inference mode, the key is a pair of the key and the
+    teacher's weights.
+    """
     views = config.views.count + config.views.small_count
-    return partial(
+    step = partial(
         training.train_step,
         make_views=build_views(config, mesh),
-        project=partial(training.project, graphdef),
-        loss=partial(losses.nt_xent, temperature=config.loss.temperature, views=views),
-        optimizer=optimizer,
-        learning_rate=schedule,
+        forward=partial(training.forward, start.graphdef),
+        optimizer=start.optimizer,
+        learning_rate=start.schedule,
     )
+
+    def labels(batch: batches.Batch) -> jax.Array:
+        return jnp.tile(batch.label, views)
+
+    if config.stage == "pretrain":
+        return partial(step, loss=partial(losses.nt_xent, temperature=config.loss.temperature, views=views))
+    if teacher is None:
+        return partial(step, loss=losses.cross_entropy, make_targets=lambda batch, images: (labels(batch),))
+
+    def distill(
+        state: training.TrainState, batch: batches.Batch, given: tuple[jax.Array, tuple[Any, Any]]
+    ) -> tuple[training.TrainState, training.Metrics]:
+        key, weights = given
+
+        def make_targets(batch: batches.Batch, images: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+            return training.forward(teacher, *weights, images)[0], labels(batch)
+
+        loss = partial(
+            losses.distillation, temperature=config.distill.temperature, alpha=config.distill.alpha
+        )
+        return step(state, batch, key, loss=loss, make_targets=make_targets)
+
+    return distill
 
 
 def build_batches(
@@ -295,23 +358,17 @@ def _knn_accuracies(
     return {f"knn{k}_accuracy": accuracy for (k, _), accuracy in found.items()}
 
 
-def build_representations(
-    model: simclr.SimCLR, names: Sequence[str]
-) -> Callable[[Any, Any], Callable[[jax.Array], dict[str, jax.Array]]]:
-    """`represent(params, batch_stats)` to some of `SimCLR.representations`, compiled, in inference mode."""
+def build_inference(
+    model: nnx.Module, output: Callable[[Any, jax.Array], Any]
+) -> Callable[[Any, Any], Callable[[jax.Array], Any]]:
+    """`infer(params, batch_stats)` to the compiled function of images to `output(model, images)`.
+
+    BatchNorm uses the running statistics.
+    """
     graphdef = nnx.graphdef(training.with_batch_statistics(model, running=True))
 
     @jax.jit
-    def represent(params: Any, batch_stats: Any, images: jax.Array) -> dict[str, jax.Array]:
-        found = nnx.merge(graphdef, params, batch_stats).representations(images)
-        return {name: found[name] for name in names}
+    def infer(params: Any, batch_stats: Any, images: jax.Array) -> Any:
+        return output(nnx.merge(graphdef, params, batch_stats), images)
 
-    return lambda params, batch_stats: partial(represent, params, batch_stats)
-
-
-def build_encode(
-    model: simclr.SimCLR,
-) -> Callable[[Any, Any], Callable[[jax.Array], jax.Array]]:
-    """`encode(params, batch_stats)` to the compiled function of images to h, in inference mode."""
-    represent = build_representations(model, ("h",))
-    return lambda params, batch_stats: lambda images: represent(params, batch_stats)(images)["h"]
+    return lambda params, batch_stats: partial(infer, params, batch_stats)

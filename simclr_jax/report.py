@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,22 @@ _PUBLISHED = {
 Results = Mapping[str, Any]
 
 
+class ClassifierRow(TypedDict):
+    """What one classifier reaches: an entry of the list `classifiers` of the results."""
+
+    name: str
+    run: str
+    kind: Literal["pretrain", "finetune", "distill"]  # a pretrained encoder is judged by its linear probe
+    start: str  # whose weights it began with, such as "runs/shapes"; "": random ones
+    labels: int  # how many labelled images it learned from
+    parameters: int
+    images_per_second: float | None  # of training
+    top1: float  # in [0, 1], as top5
+    top5: float | None
+    standard_error: float  # of top1
+    confusion: list[list[int]] | None  # [C, C], as of `classification.confusion`
+
+
 class Shown(NamedTuple):
     """What the pictures of a run, or of raw pixels, are made of."""
 
@@ -46,9 +62,63 @@ class Images(NamedTuple):
 
 
 def tables(results: Results) -> list[Table]:
-    """The tables of `results`, as `evaluate` writes them to `evaluation.json`."""
-    rows, settings = results["rows"], results["settings"]
-    data = f"{results['queries']['name']}, {results['queries']['count']:,} images"
+    """The tables of `results`, as `evaluate` writes them to `evaluation.json`.
+
+    First that of `classifiers`, a list of `ClassifierRow`, then those of `rows`, the representations; either
+    may be empty or missing.
+    """
+    found = []
+    if results.get("classifiers"):
+        found.append(_classifiers(results))
+    if rows := results.get("rows", []):
+        found.append(_representations(results))
+        settings = results["settings"]
+        found += [_grid(row, settings) for row in rows if row["representation"] == "h" and row["last"]]
+    if any(row["few_labels"] for row in rows):
+        found.append(_few_labels(results))
+    return found
+
+
+def _queries(results: Results) -> str:
+    return f"{results['queries']['name']}, {results['queries']['count']:,} images"
+
+
+def _classifiers(results: Results) -> Table:
+    classifiers: Sequence[ClassifierRow] = results["classifiers"]
+    note = (
+        f"± of top-1: standard error of an accuracy on {results['queries']['count']:,} images. Labels: how "
+        "many labelled images it learned from. Images/s: of training."
+    )
+    for start in dict.fromkeys(row["start"] for row in classifiers if row["start"]):
+        names = ", ".join(row["name"] for row in classifiers if row["start"] == start)
+        note += f" Began with the weights of {start}: {names}."
+    return Table(
+        f"Accuracy (%) of classifiers on {_queries(results)}",
+        ["", "how", "labels", "top-1", "top-5", "parameters", "images/s"],
+        [
+            [
+                row["name"],
+                _how(row),
+                f"{row['labels']:,}",
+                _percent(row["top1"], row["standard_error"]),
+                "–" if row["top5"] is None else _percent(row["top5"], None),
+                f"{row['parameters']:,}",
+                "–" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}",
+            ]
+            for row in classifiers
+        ],
+        note,
+    )
+
+
+def _how(row: ClassifierRow) -> str:
+    if row["kind"] == "finetune":
+        return "fine-tuned" if row["start"] else "from scratch"
+    return {"pretrain": "linear probe", "distill": "distilled"}[row["kind"]]
+
+
+def _representations(results: Results) -> Table:
+    settings = results["settings"]
     bank = f"{results['bank']['count']:,} of {results['bank']['name']}"
     k, temperature = _headline(settings)
     views = settings["augmented"]
@@ -63,8 +133,8 @@ def tables(results: Results) -> list[Table]:
         *_weighted_heading(k, temperature),
         "linear",
     ]
-    main = Table(
-        f"Accuracy (%) on {data}, from {bank}",
+    return Table(
+        f"Accuracy (%) on {_queries(results)}, from {bank}",
         columns,
         [
             [
@@ -76,17 +146,12 @@ def tables(results: Results) -> list[Table]:
                 *([_knn(row, weighted)] if k > 1 else []),
                 _mean(row["linear"]),
             ]
-            for row in rows
+            for row in results["rows"]
         ],
         f"± of k-NN: standard error of an accuracy on {results['queries']['count']:,} images. ± of linear"
         f"{fitted}: standard deviation over seeds, {len(settings['seeds'])} of them, which draw the training "
         "images that choose its penalty. Nothing was chosen on the images above.",
     )
-    found = [main]
-    found += [_grid(row, settings) for row in rows if row["representation"] == "h" and row["last"]]
-    if any(row["few_labels"] for row in rows):
-        found.append(_few_labels(results))
-    return found
 
 
 def _headline(settings: Mapping[str, Any]) -> tuple[int, float | None]:
@@ -168,7 +233,7 @@ def write_pictures(
     Args:
       folder: exists.
       results: as `tables`.
-      shown: runs and raw pixels.
+      shown: runs and raw pixels; may be empty.
       images: behind them.
       histories: the records of `metrics.jsonl` by run.
       seed: of t-SNE.
@@ -181,22 +246,31 @@ def write_pictures(
     def picture(name: str, caption: str, alt: str) -> Picture:
         return Picture(caption, folder / f"{name}.png", alt)
 
+    rows = results.get("rows", [])
     curves: list[Part] = []
-    few = {row["name"]: _few_points(row) for row in results["rows"] if row["few_labels"]}
+    few = {row["name"]: _few_points(row) for row in rows if row["few_labels"]}
     if few:
         few |= {name: [(n, value, 0.0) for n, value in found.items()] for name, found in _published(results)}
         figures.label_curve(folder / "few_labels.png", few, title="Linear probe by labels a class")
         curves.append(picture("few_labels", "Few labels", "accuracy over the number of labels a class"))
-    epochs = _epoch_points(results["rows"])
+    epochs = _epoch_points(rows)
     if any(len(points) > 1 for points in epochs.values()):
         figures.epoch_curve(folder / "epochs.png", epochs, title="Accuracy over training")
         curves.append(picture("epochs", "Checkpoints", "accuracy of each kept checkpoint over epochs"))
     if any("loss" in record for records in histories.values() for record in records):
-        figures.loss_curve(folder / "loss.png", histories, title="Pretraining")
-        curves.append(picture("loss", "Pretraining", "loss over epochs"))
+        figures.loss_curve(folder / "loss.png", histories, title="Training")
+        curves.append(picture("loss", "Training", "loss over epochs"))
+
+    confusions: list[Part] = []
+    classes = images.class_names
+    for number, row in enumerate(results.get("classifiers", [])):
+        if row["confusion"] is None or len(classes) > figures.MAX_CLASSES:
+            continue
+        name, title = f"confusion_{number}", f"Confusion of {row['name']}, {_how(row)}"
+        figures.confusion_matrix(folder / f"{name}.png", row["confusion"], classes, title=title)
+        confusions.append(picture(name, title, "share of each class that is taken for each class"))
 
     maps: list[Part] = []
-    classes = images.class_names
     for number, part in enumerate(shown) if len(classes) <= figures.MAX_CLASSES else ():
         for method, points in (
             ("t-SNE", figures.tsne(part.queries, seed=seed)),
@@ -215,14 +289,19 @@ def write_pictures(
         Image.fromarray(_gallery(part, images)).save(folder / f"{name}.png")
         galleries.append(picture(name, f"Nearest neighbours by {part.name}", "queries and their neighbours"))
 
-    labels = [images.class_names[label] for label in images.query_labels]
-    write_projector(
-        folder / "projector",
-        {part.name: part.queries for part in shown},
-        labels=labels,
-        thumbnails=np.stack([_thumbnail(image) for image in images.queries]),
-    )
-    sections = [("Curves", curves), ("Embeddings in the plane", maps), ("Nearest neighbours", galleries)]
+    if shown:
+        write_projector(
+            folder / "projector",
+            {part.name: part.queries for part in shown},
+            labels=[classes[label] for label in images.query_labels],
+            thumbnails=np.stack([_thumbnail(image) for image in images.queries]),
+        )
+    sections = [
+        ("Curves", curves),
+        ("Confusion", confusions),
+        ("Embeddings in the plane", maps),
+        ("Nearest neighbours", galleries),
+    ]
     return [Section(heading, parts) for heading, parts in sections if parts]
 
 
@@ -275,10 +354,10 @@ def write_page(file: pathlib.Path, results: Results, pictures: Sequence[Section]
     settings = results["settings"]
     share = settings["crop"]
     square = "the central square" if share == 1 else f"a central square of {share:g} of the shorter side"
+    sizes = ", ".join(f"{size} pixels ({run})" for run, size in settings["view_size"].items())
+    raw = f"; raw pixels are compared at {settings['raw_size']}" if results.get("rows") else ""
     seen = [
-        f"The encoder sees {square} of each image at "
-        f"{', '.join(f'{size} pixels ({run})' for run, size in settings['view_size'].items())}; raw pixels "
-        f"are compared at {settings['raw_size']}.",
+        f"The encoder sees {square} of each image at {sizes}{raw}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}; "
         f"{results['device']}.",
     ]

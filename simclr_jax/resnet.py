@@ -3,6 +3,8 @@
 Parameters map onto torchvision's one to one: `conv` and `norm` of the stem are conv1 and bn1,
 `stages[i][j]` is layer{i+1}.{j}, whose `convs[k]` and `norms[k]` are conv{k+1} and bn{k+1} and whose
 `shortcut_conv` and `shortcut_norm` are downsample.0 and downsample.1.
+
+The encoders of SimCLRv2 (Chen et al. 2020, arXiv:2006.10029) are stem "resnet-d" with attention "sk".
 """
 
 import math
@@ -12,6 +14,8 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from simclr_jax.attention import SelectiveKernels, SqueezeExcitation
 
 # depth: (bottleneck blocks?, blocks in each of the four stages). 10 is no published depth: it is the
 # smallest network of this shape, for machines without an accelerator.
@@ -25,8 +29,10 @@ _LAYOUTS = {
     200: (True, (3, 24, 36, 3)),
 }
 DEPTHS = tuple(_LAYOUTS)
-STEMS = ("imagenet", "cifar")
+BOTTLENECK_DEPTHS = tuple(depth for depth, (bottleneck, _) in _LAYOUTS.items() if bottleneck)
+STEMS = ("imagenet", "cifar", "resnet-d")
 NORMS = ("batch", "group")
+ATTENTIONS = ("none", "se", "sk")
 _STAGE_CHANNELS = (64, 128, 256, 512)
 _BOTTLENECK_EXPANSION = 4
 
@@ -49,6 +55,7 @@ class ResNet(nnx.Module):
         width: float = 1,
         stem: str = "imagenet",
         norm: str = "batch",
+        attention: str = "none",
         dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -58,17 +65,22 @@ class ResNet(nnx.Module):
           depth: 10, 18, 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks, with the stride in the
             3x3 convolution: "v1.5").
           width: multiplies every number of channels, rounded to the nearest multiple of 8.
-          stem: "imagenet", 7x7 with stride 2 and a 3x3 max pool with stride 2; or "cifar", 3x3 with
-            stride 1 and no pool (Chen et al. 2020, appendix B.9).
+          stem: "imagenet", 7x7 with stride 2 and a 3x3 max pool with stride 2; "cifar", 3x3 with
+            stride 1 and no pool (Chen et al. 2020, arXiv:2002.05709, appendix B.9); or "resnet-d", three
+            3x3 in place of the 7x7, and in every shortcut with a convolution, those of stride 1 as well, a
+            2x2 average pool that takes over the stride (He et al. 2018, arXiv:1812.01187, section 4.2).
           norm: "batch", BatchNorm with running averages 0.9 · old + 0.1 · new; or "group", GroupNorm
             (Wu and He 2018, arXiv:1803.08494) with gcd(32, channels) groups, which is its 32 wherever
-            32 divides the channels.
+            32 divides the channels; within "sk", of means, it has one group.
+          attention: "none"; "se", squeeze-and-excitation at the end of each block; or "sk", selective
+            kernels in place of its 3x3 convolution, which needs bottlenecks. See `attention`.
           dtype: of the computation, float32 or bfloat16; parameters, and the means and variances of
             normalisation, are float32.
           rngs: gives the keys for the initial weights.
 
         Raises:
-          ValueError: for an unknown depth, stem or norm, or a width that is not positive.
+          ValueError: for an unknown depth, stem, norm or attention, a width that is not positive, or
+            "sk" without bottlenecks.
         """
         if depth not in _LAYOUTS:
             raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
@@ -78,16 +90,29 @@ class ResNet(nnx.Module):
             raise ValueError(f"stem is {stem!r}; expected one of {', '.join(STEMS)}")
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is {attention!r}; expected one of {', '.join(ATTENTIONS)}")
+        if attention == "sk" and depth not in BOTTLENECK_DEPTHS:
+            expected = ", ".join(map(str, BOTTLENECK_DEPTHS))
+            raise ValueError(f"attention is 'sk' and depth {depth}; expected a depth of {expected}")
 
         bottleneck, blocks = _LAYOUTS[depth]
         stage_channels = [max(8, 8 * round(channels * width / 8)) for channels in _STAGE_CHANNELS]
         make_conv = partial(_conv, dtype=dtype, rngs=rngs)
         make_norm = partial(_batch_norm if norm == "batch" else _group_norm, dtype=dtype, rngs=rngs)
+        # Of one value per channel: groups of one channel would leave nothing but zeros.
+        make_mean_norm = make_norm if norm == "batch" else partial(make_norm, groups=1)
 
         self.stem = stem
         channels = stage_channels[0]
-        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv = make_conv(3, channels, kernel, stride)
+        if stem == "resnet-d":
+            half = channels // 2
+            self.first_convs = nnx.List([make_conv(3, half, 3, 2), make_conv(half, half, 3, 1)])
+            self.first_norms = nnx.List([make_norm(half), make_norm(half)])
+            self.conv = make_conv(half, channels, 3, 1)
+        else:
+            kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+            self.conv = make_conv(3, channels, kernel, stride)
         self.norm = make_norm(channels)
         self.stages = nnx.List()
         for stage, inner in enumerate(stage_channels):
@@ -97,14 +122,20 @@ class ResNet(nnx.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 # (channels in, channels out, kernel, stride) of each convolution
                 if bottleneck:
+                    branches = 2 if attention == "sk" else 1
                     convs = [
                         (channels, inner, 1, 1),
-                        (inner, inner, 3, stride),
+                        (inner, branches * inner, 3, stride),
                         (inner, outer, 1, 1),
                     ]
                 else:
                     convs = [(channels, inner, 3, stride), (inner, outer, 3, 1)]
-                stage_blocks.append(Block(convs, make_conv, make_norm))
+                weighting = None
+                if attention == "se":
+                    weighting = SqueezeExcitation(outer, inner, dtype=dtype, rngs=rngs)
+                elif attention == "sk":
+                    weighting = SelectiveKernels(inner, make_mean_norm, dtype=dtype, rngs=rngs)
+                stage_blocks.append(Block(convs, make_conv, make_norm, weighting, pools=stem == "resnet-d"))
                 channels = outer
             self.stages.append(stage_blocks)
         self.features = channels
@@ -127,9 +158,13 @@ class ResNet(nnx.Module):
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images has shape {images.shape}; expected [N, H, W, 3]")
-        x = nnx.relu(self.norm(self.conv(images)))
-        if self.stem == "imagenet":
-            x = _max_pool(x)
+        x = images
+        if self.stem == "resnet-d":
+            for conv, norm in zip(self.first_convs, self.first_norms, strict=True):
+                x = nnx.relu(norm(conv(x)))
+        x = nnx.relu(self.norm(self.conv(x)))
+        if self.stem != "cifar":
+            x = _max_pool(x, same=self.stem == "resnet-d")
         means = []
         for stage in self.stages:
             for block in stage:
@@ -139,30 +174,55 @@ class ResNet(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual block: relu(shortcut(x) + norm(conv(... relu(norm(conv(x))) ...)))."""
+    """A residual block: relu(shortcut(x) + norm(conv(... relu(norm(conv(x))) ...))).
 
-    def __init__(self, convs: list[tuple[int, int, int, int]], make_conv, make_norm):
+    Squeeze-and-excitation comes before the sum, selective kernels before the last convolution.
+    """
+
+    def __init__(
+        self,
+        convs: list[tuple[int, int, int, int]],
+        make_conv,
+        make_norm,
+        attention: SqueezeExcitation | SelectiveKernels | None = None,
+        *,
+        pools: bool = False,
+    ):
         """Build the block of `convs`, each (channels in, channels out, kernel, stride).
 
         The last scale starts at zero, so that the block starts as its shortcut (Goyal et al. 2017,
-        arXiv:1706.02677, section 5.1). Where the shape changes the shortcut is a 1x1 convolution.
+        arXiv:1706.02677, section 5.1). Where the shape changes the shortcut is a 1x1 convolution, which
+        has the stride, or follows a pool that has it.
         """
         channels_in, channels_out = convs[0][0], convs[-1][1]
         stride = math.prod(stride for *_, stride in convs)
         self.convs = nnx.List(make_conv(*conv) for conv in convs)
         self.norms = nnx.List(make_norm(out) for _, out, _, _ in convs[:-1])
         self.norms.append(make_norm(channels_out, scale_init=nnx.initializers.zeros))
+        self.attention = attention
         self.projects = stride != 1 or channels_in != channels_out
+        self.pool_stride = stride if pools and self.projects else None
         if self.projects:
-            self.shortcut_conv = make_conv(channels_in, channels_out, 1, stride)
+            self.shortcut_conv = make_conv(channels_in, channels_out, 1, 1 if pools else stride)
             self.shortcut_norm = make_norm(channels_out)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [N, H, W, channels in] to [N, H / stride, W / stride, channels out]."""
-        shortcut = self.shortcut_norm(self.shortcut_conv(x)) if self.projects else x
+        shortcut = x
+        if self.pool_stride:
+            strides = (self.pool_stride, self.pool_stride)
+            # A window over the edge is the mean of what lies inside. On odd sides with stride 2, which no
+            # view of a multiple of 32 pixels has above 1x1, SimCLRv2 counts a zero for what lies outside.
+            shortcut = nnx.avg_pool(x, (2, 2), strides, "SAME", count_include_pad=False)
+        if self.projects:
+            shortcut = self.shortcut_norm(self.shortcut_conv(shortcut))
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = nnx.relu(x) if i else x
+            if i == 2 and isinstance(self.attention, SelectiveKernels):
+                x = self.attention(x)
             x = norm(conv(x))
+        if isinstance(self.attention, SqueezeExcitation):
+            x = self.attention(x)
         return nnx.relu(shortcut + x)
 
 
@@ -190,15 +250,19 @@ class Conv(nnx.Conv):
         return patches @ kernel.astype(self.dtype).reshape(-1, kernel.shape[-1])
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
+def _max_pool(x: jax.Array, *, same: bool = False) -> jax.Array:
     """The stem's pool, 3x3 with stride 2 and padding 1: [N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), C].
 
+    With `same` an even side is padded at its end only, as TensorFlow's "SAME" does. Where several values
+    share the maximum they share the gradient.
+
     As maxima of shifted maps: for 128 maps of 24x24x16 its gradient takes 1.5 ms on a CPU, that of
-    `nnx.max_pool` 25 ms. Where several values share the maximum they share the gradient.
+    `nnx.max_pool` 25 ms.
     """
     for axis in (1, 2):
         size = x.shape[axis]
-        padding = [(1, 1) if i == axis else (0, 0) for i in range(4)]
+        before = size % 2 if same else 1
+        padding = [(before, 2 - before) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(x, padding, constant_values=-jnp.inf)
         shifted = [jax.lax.slice_in_dim(padded, i, i + size, stride=2, axis=axis) for i in range(3)]
         x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
@@ -226,10 +290,12 @@ def _batch_norm(channels: int, *, scale_init=nnx.initializers.ones, dtype, rngs:
     return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, rngs=rngs)
 
 
-def _group_norm(channels: int, *, scale_init=nnx.initializers.ones, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def _group_norm(
+    channels: int, *, groups: int = 32, scale_init=nnx.initializers.ones, dtype, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
     return nnx.GroupNorm(
         channels,
-        num_groups=math.gcd(32, channels),
+        num_groups=math.gcd(groups, channels),
         epsilon=1e-5,
         dtype=dtype,
         scale_init=scale_init,

@@ -1,4 +1,4 @@
-"""Pretrained runs, opened to be used."""
+"""Runs, opened to be used."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax import checkpoints, config, evaluation, recipe, training, workdirs
+from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data import sources
 from simclr_jax.data.pack import Pack
@@ -17,7 +18,7 @@ from simclr_jax.logs import read_metrics
 
 
 class Run(NamedTuple):
-    """A pretrained run with its kept checkpoints."""
+    """A run of any stage with its kept checkpoints."""
 
     workdir: pathlib.Path
     settings: Config
@@ -36,6 +37,13 @@ class Run(NamedTuple):
         seen = [recipe.view_size(settings), settings.views.mean, settings.views.std]
         return [settings.seed, settings.model.to_dict(), seen]
 
+    def weights(self, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Parameters and running statistics of a checkpoint, of the modules in `like`.
+
+        Raises `UserError` where they cannot be read, or differ.
+        """
+        return checkpoints.load_weights(self.workdir / "checkpoints", step, *like)
+
     def epoch(self, step: int) -> float | None:
         """The epoch of a step, where the log tells how many steps one has."""
         logged = next((record for record in self.history if record["step"] and record["epoch"]), None)
@@ -51,6 +59,32 @@ def open_run(workdir: pathlib.Path) -> Run:
             f"{workdir} has no finished checkpoint yet; start its training again, or wait for the first"
         )
     return Run(workdir, settings, steps, read_metrics(workdir / "metrics.jsonl"))
+
+
+class TrainedClassifier(NamedTuple):
+    """A run that ended with a classifier."""
+
+    run: Run
+    model: Classifier  # with its initial weights
+    labels: dict[str, Any]  # labels.json
+
+    def weights(self, step: int) -> tuple[Any, Any]:
+        """Parameters and running statistics of a checkpoint."""
+        return self.run.weights(step, training.weights(self.model))
+
+
+def open_classifier(run: Run) -> TrainedClassifier:
+    """Opens the classifier of a run. Raises `UserError` where it has none."""
+    labels = workdirs.read_labels(run.workdir)
+    if run.settings.stage == "pretrain" or labels is None:
+        raise UserError(
+            f"{run.name} is a pretrained run, without a classifier; fine-tune it first: "
+            "python -m simclr_jax.finetune"
+        )
+    model = recipe.build_model(run.settings)
+    return TrainedClassifier(
+        run, recipe.build_classifier(run.settings, model, len(labels["classes"])), labels
+    )
 
 
 def set_evaluation(
@@ -116,7 +150,12 @@ class Encoder:
         self._size = recipe.view_size(run.settings)
         model = recipe.build_model(run.settings)
         self._initial = training.weights(model)
-        self._represent = recipe.build_representations(model, names)
+        self._represent = recipe.build_inference(
+            model,
+            lambda model, images: {
+                name: value for name, value in model.representations(images).items() if name in names
+            },
+        )
 
     def embed(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By name float32 [N, F] of bank and of queries; by the weights of a step, or the initial ones."""
@@ -134,6 +173,6 @@ class Encoder:
     def _embedding(self, step: int | None) -> Callable[[Pack, evaluation.MakeViews], dict[str, np.ndarray]]:
         weights = self._initial
         if step is not None:
-            weights = checkpoints.load_weights(self._run.workdir / "checkpoints", step, *weights)
+            weights = self._run.weights(step, weights)
         batch_size = self._run.settings.evaluation.batch_size
         return partial(evaluation.embed, self._represent(*weights), batch_size=batch_size)

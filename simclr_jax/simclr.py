@@ -32,7 +32,7 @@ class ProjectionHead(nnx.Module):
 
         Args:
           in_features: width of h.
-          layers: number of linear layers, 1 to 4.
+          layers: number of linear layers, at least 1; 2 in SimCLR, 3 in SimCLRv2.
           hidden: width between them.
           out: width of z.
           norm: "none", "hidden" or "all", see the class.
@@ -42,8 +42,8 @@ class ProjectionHead(nnx.Module):
         Raises:
           ValueError: for any other `layers` or `norm`.
         """
-        if layers not in range(1, 5):
-            raise ValueError(f"layers is {layers}; expected 1 to 4")
+        if layers < 1:
+            raise ValueError(f"layers is {layers}; expected at least 1")
         normed_layers = {"none": 0, "hidden": layers - 1, "all": layers}.get(norm)
         if normed_layers is None:
             raise ValueError(f"norm is {norm!r}; expected one of {', '.join(HEAD_NORMS)}")
@@ -63,6 +63,13 @@ class ProjectionHead(nnx.Module):
             )
             for i in range(normed_layers)
         )
+
+    def first(self, layers: int) -> "ProjectionHead":
+        """The head up to and with its layer `layers`, from 1, without the ReLU after it; shares arrays."""
+        head = nnx.merge(*nnx.split(self), copy=False)
+        head.linears = nnx.List(list(self.linears)[:layers])
+        head.norms = nnx.List(list(self.norms)[:layers])
+        return head
 
     def __call__(self, h: jax.Array) -> jax.Array:
         """Map h [N, in_features] to z, float32 [N, out]."""
@@ -86,10 +93,13 @@ class SimCLR(nnx.Module):
         self.encoder = encoder
         self.head = head
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Map images [N, H, W, 3] to embeddings h [N, F] and projections z [N, D], both float32."""
-        h = self.encoder(images)
-        return h, self.head(h)
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map images [N, H, W, 3] to projections z, float32 [N, D]."""
+        return self.head(self.encoder(images))
+
+    def h(self, images: jax.Array) -> jax.Array:
+        """Map images [N, H, W, 3] to embeddings h, float32 [N, F]."""
+        return self.encoder(images)
 
     def representations(self, images: jax.Array) -> dict[str, jax.Array]:
         """All that images [N, H, W, 3] can be known by, float32 [N, width]: "h", "z", "stage 1" to "stage 3".

@@ -35,43 +35,44 @@ def weights(model: nnx.Module) -> tuple[Any, Any]:
 
 
 def create_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation
+    model: nnx.Module, optimizer: optax.GradientTransformation, *, running: bool = False
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits `model` into its structure and the state before the first step.
+
+    BatchNorm uses the batch's statistics, or with `running` those that it has, which then stay.
 
     `nnx.as_pure` arrays under a plain `jax.jit` cost about 1 ms of host time a step, `nnx.jit` 25-32 ms
     (measured with the 267 leaves of a ResNet-50).
     """
     graphdef, params, batch_stats = nnx.split(
-        with_batch_statistics(model, running=False), nnx.Param, nnx.BatchStat
+        with_batch_statistics(model, running=running), nnx.Param, nnx.BatchStat
     )
     params, batch_stats = nnx.as_pure(params), nnx.as_pure(batch_stats)
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
     return graphdef, state
 
 
-def project(
+def forward(
     graphdef: nnx.GraphDef, params: Any, batch_stats: Any, views: Sequence[jax.Array]
 ) -> tuple[jax.Array, Any]:
-    """Projections of views in training mode.
+    """Outputs of a model for views: projections of a `SimCLR`, logits of a `Classifier`.
 
     Args:
-      graphdef: structure of a `SimCLR` model in training mode.
+      graphdef: structure of the model, which says whether BatchNorm is in training mode.
       params: its parameters.
       batch_stats: its running statistics.
       views: float [n, H, W, 3] each. Every array is a forward pass of its own, over which BatchNorm
         takes its statistics.
 
     Returns:
-      z float32 [sum of n, D], and the running statistics after all passes.
+      float32 [sum of n, D], and the running statistics after all passes.
     """
-    projections = []
+    outputs = []
     for images in views:
         model = nnx.merge(graphdef, params, batch_stats)
-        _, z = model(images)
+        outputs.append(model(images))
         batch_stats = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-        projections.append(z)
-    return jnp.concatenate(projections), batch_stats
+    return jnp.concatenate(outputs), batch_stats
 
 
 def image_keys(key: jax.Array, step: jax.Array | int, ids: jax.Array) -> jax.Array:
@@ -85,12 +86,13 @@ def train_step(
     key: jax.Array,
     *,
     make_views: Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]],
-    project: Callable[[Any, Any, Sequence[jax.Array]], tuple[jax.Array, Any]],
-    loss: Callable[[jax.Array], tuple[jax.Array, Metrics]],
+    forward: Callable[[Any, Any, Sequence[jax.Array]], tuple[jax.Array, Any]],
+    loss: Callable[..., tuple[jax.Array, Metrics]],
+    make_targets: Callable[[Batch, Sequence[jax.Array]], tuple[jax.Array, ...]] = lambda batch, views: (),
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
 ) -> tuple[TrainState, Metrics]:
-    """One step of SimCLR, pure: views, projections, loss, gradient, update.
+    """One step of any stage, pure: views, outputs, loss, gradient, update.
 
     Args:
       state: state before the step.
@@ -98,8 +100,10 @@ def train_step(
       key: the run's key, from which `image_keys` folds those of the images, so that a resumed run sees
         the views that it would have seen.
       make_views: (keys [B], canvas, extent) to arrays of views, one a forward pass.
-      project: (params, batch_stats, views) to (z [views * B, D], batch_stats).
-      loss: z to (scalar, metrics).
+      forward: (params, batch_stats, views) to (outputs [views * B, D], batch_stats).
+      loss: (outputs, *targets) to (scalar, metrics).
+      make_targets: what the loss compares the outputs with beside themselves, such as labels; computed
+        outside of the gradient.
       optimizer: Optax transformation.
       learning_rate: schedule, for the log only; `optimizer` has its own.
 
@@ -107,10 +111,11 @@ def train_step(
       State after the step, and scalar metrics of it.
     """
     views = make_views(image_keys(key, state.step, batch.ids), batch.canvas, batch.extent)
+    targets = make_targets(batch, views)
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        z, batch_stats = project(params, state.batch_stats, views)
-        value, metrics = loss(z)
+        outputs, batch_stats = forward(params, state.batch_stats, views)
+        value, metrics = loss(outputs, *targets)
         return value, (metrics, batch_stats)
 
     (value, (metrics, batch_stats)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)

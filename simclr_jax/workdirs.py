@@ -11,6 +11,7 @@ from simclr_jax.errors import UserError
 
 _CONFIG = "config.json"
 _RESULT = "result.json"
+_LABELS = "labels.json"
 
 
 def check(workdir: pathlib.Path, settings: Config) -> None:
@@ -36,9 +37,11 @@ def check(workdir: pathlib.Path, settings: Config) -> None:
         raise UserError(f"--workdir {workdir} holds files but no run; name a new or empty folder")
 
 
-def create(workdir: pathlib.Path, settings: Config) -> None:
-    """Makes the folder, with the resolved config in it."""
+def create(workdir: pathlib.Path, settings: Config, labels: dict[str, Any] | None = None) -> None:
+    """Makes the folder, with the resolved config in it, and what labels the run learns from, if any."""
     workdir.mkdir(parents=True, exist_ok=True)
+    if labels is not None:
+        logs.write_json(workdir / _LABELS, labels)
     logs.write_json(workdir / _CONFIG, _as_json(settings))
 
 
@@ -56,11 +59,15 @@ def read_config(workdir: pathlib.Path) -> Config:
         if key not in known:
             raise UserError(f"{file} has a key {key}, which this version does not know")
         section, _, name = key.rpartition(".")
-        (settings[section] if section else settings)[name] = (
-            tuple(value) if isinstance(value, list) else value
-        )
+        (settings[section] if section else settings)[name] = value
     config.check(settings)
     return settings
+
+
+def read_labels(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What labels the run learned from; None of a pretrained run."""
+    file = workdir / _LABELS
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -156,6 +156,8 @@ def draw_all(folder):
     figures.label_curve(folder / "labels.png", {"a": [(1, 0.2, 0.1), (10, 0.5, 0.02)]}, title="labels")
     figures.epoch_curve(folder / "epochs.png", {"a": [(0, 0.1), (10, 0.9)]}, title="epochs")
     figures.heat_map(folder / "heat.png", np.eye(2), ["a", "b"], ["a", "b"], title="cells")
+    figures.confusion_matrix(folder / "confusion.png", np.eye(10), CLASSES, title="few classes")
+    figures.confusion_matrix(folder / "many.png", np.eye(40), list(map(str, range(40))), title="many")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -167,7 +169,7 @@ def test_files_depend_on_the_input_alone(tmp_path):
         before = dict(matplotlib.rcParams)
         second = draw_all(tmp_path / "two")
         assert dict(matplotlib.rcParams) == before
-    assert len(first) == 5 and first == second
+    assert len(first) == 7 and first == second
     for path in (tmp_path / "one").iterdir():
         with Image.open(path) as image:
             assert set(image.info) == {"dpi"}  # no date and no version
@@ -323,14 +325,27 @@ def test_the_heat_map_prints_each_value_on_ground_that_it_can_be_read_on(tmp_pat
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("second operation", "first operation")
     assert axes.get_title(loc="left") == "1-NN accuracy (%)"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["crop", "color"]
-    cells = axes.patches
-    left = [cell.get_x() for cell in cells[:3]]
+    squares, colours = cells(axes)
+    left = squares[:3, 0, 0]
     assert left[2] - left[1] > 1.2 * (left[1] - left[0])
     assert axes.get_ylim() == (2, 0)  # the first row is at the top
-    assert cells[4].get_facecolor() == cells[5].get_facecolor() != cells[0].get_facecolor()
-    for cell, text in zip(cells[:4], axes.texts, strict=False):
-        ground, ink = (luminance(colour) for colour in (cell.get_facecolor(), text.get_color()))
-        assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) > 3  # WCAG's contrast for large text
+    assert colours[4] == colours[5] != colours[0]
+    for colour, text in zip(colours[:4], axes.texts, strict=False):
+        assert contrast(colour, text.get_color()) > 3
+
+
+def cells(axes):
+    """Corners [N, 5, 2] and colours of the cells of a table, row by row."""
+    (collection,) = axes.collections
+    return np.array([path.vertices for path in collection.get_paths()]), [
+        to_hex(colour) for colour in collection.get_facecolors()
+    ]
+
+
+def contrast(one, other):
+    """Of WCAG 2, which asks for 3 between large text and its ground."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def luminance(colour):
@@ -345,8 +360,7 @@ def luminance(colour):
 @pytest.mark.parametrize("values", [np.full((1, 2), np.nan), np.full((1, 2), 0.25)])
 def test_a_heat_map_of_one_value_or_none_is_drawn(tmp_path, drawn, values):
     figures.heat_map(tmp_path / PNG, values, ["a"], ["a", "b"], title="")
-    colours = {cell.get_facecolor() for cell in drawn[0].axes[0].patches}
-    assert len(colours) == 1
+    assert len(set(cells(drawn[0].axes[0])[1])) == 1
 
 
 @pytest.mark.parametrize(
@@ -360,3 +374,80 @@ def test_a_heat_map_of_one_value_or_none_is_drawn(tmp_path, drawn, values):
 def test_values_that_do_not_fit_a_heat_map_are_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         figures.heat_map(tmp_path / PNG, values, ["a"], ["a", "b"], title="")
+
+
+COUNTS = np.array([[3, 1, 0], [0, 0, 0], [99, 1, 1899]])
+
+
+def test_the_confusion_matrix_prints_shares_of_the_true_class(tmp_path, drawn):
+    figures.confusion_matrix(tmp_path / PNG, COUNTS, ["cat", "dog", "$x_"], title="Confusion of a")
+    (axes,) = drawn[0].axes
+    squares, colours = cells(axes)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["75.0", "25.0", "0", "", "", "", "5.0", "0.1", "95.0"]
+    for square, text in zip(squares, axes.texts, strict=True):
+        np.testing.assert_allclose(square[:4].mean(axis=0), text.get_position())
+    for place, (row, column) in enumerate(np.ndindex(3, 3)):
+        np.testing.assert_allclose(axes.texts[place].get_position(), (column + 0.5, row + 0.5))
+    assert axes.get_ylim() == (3, 0)  # the first class is at the top
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cat", "dog", "$x_"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "truth")
+    assert axes.get_title(loc="left") == "Confusion of a (% of each class)"
+    # A class without images has a colour that no share has.
+    assert len(set(colours[3:6])) == 1 and colours[3] not in colours[:3] + colours[6:]
+    for colour, text in zip(colours, axes.texts, strict=True):
+        assert not text.get_text() or contrast(colour, text.get_color()) > 3
+
+
+@pytest.mark.parametrize("share", np.linspace(0.01, 1, 12))
+def test_each_number_of_a_confusion_matrix_can_be_read_on_its_ground(tmp_path, drawn, share):
+    figures.confusion_matrix(tmp_path / PNG, np.array([[share, 1 - share], [0, 1]]), ["a", "b"], title="")
+    (axes,) = drawn[0].axes
+    for colour, text in zip(cells(axes)[1], axes.texts, strict=True):
+        assert contrast(colour, text.get_color()) > 3
+
+
+def test_the_colours_do_not_depend_on_the_other_shares(tmp_path, drawn):
+    for counts in ([[9, 1], [0, 10]], [[9, 1], [5, 5]]):
+        figures.confusion_matrix(tmp_path / PNG, np.array(counts), ["a", "b"], title="")
+    one, other = (cells(figure.axes[0])[1] for figure in drawn)
+    assert one[:2] == other[:2] and one[2:] != other[2:]
+
+
+@pytest.mark.parametrize("classes", [1, 20, 21, 30, 31, 100])
+def test_more_classes_have_a_scale_for_numbers_and_the_most_no_names(tmp_path, drawn, classes):
+    names = [f"the class {number}" for number in range(classes)]
+    figures.confusion_matrix(tmp_path / PNG, np.eye(classes), names, title="")
+    axes, *scales = drawn[0].axes
+    assert len(cells(axes)[1]) == classes**2
+    assert len(axes.texts) == (classes**2 if classes <= 20 else 0)
+    assert len(scales) == (classes > 20)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == (names if classes <= 30 else [])
+    side = axes.get_window_extent().width / classes
+    for text in axes.texts:
+        assert text.get_window_extent().width < 0.96 * side  # even of 100.0
+    if classes <= 30:
+        heights = [label.get_window_extent().height for label in axes.get_yticklabels()]
+        assert max(heights) < side
+    for scale in scales:
+        labels = [label.get_text() for label in scale.get_yticklabels()]
+        assert labels == ["0%", "1%", "5%", "20%", "50%", "100%"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "names", "message"),
+    [
+        (np.ones((2, 3)), ["a", "b"], r"counts has shape \(2, 3\); expected \(2, 2\)"),
+        (np.ones((3, 3)), ["a", "b"], r"counts has shape \(3, 3\); expected \(2, 2\)"),
+        (np.array([[1, -1], [0, 1]]), ["a", "b"], "counts hold -1; expected"),
+        (np.array([[1, np.nan], [0, 1]]), ["a", "b"], "counts hold nan; expected"),
+        (np.ones((0, 0)), [], "0 class names; expected 1 to 100"),
+        (np.ones((101, 101)), ["a"] * 101, "101 class names; expected 1 to 100"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(tmp_path, counts, names, message):
+    with pytest.raises(ValueError, match=message):
+        figures.confusion_matrix(tmp_path / PNG, counts, names, title="")
+    assert not list(tmp_path.iterdir())

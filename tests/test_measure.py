@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import probe
@@ -45,13 +46,19 @@ def found(features):
 def summary(probes, queries):
     accuracies = [one.accuracy for one in probes]
     mean = np.mean(accuracies)
+    top5 = [one.top5 for one in probes]
     return {
         "accuracy": pytest.approx(mean),
+        "top5": None if top5[0] is None else pytest.approx(np.mean(top5)),
         "std": pytest.approx(np.std(accuracies, ddof=1)),
         "standard_error": pytest.approx(np.sqrt(mean * (1 - mean) / queries)),
         "accuracies": accuracies,
         "l2": [one.l2 for one in probes],
     }
+
+
+def without_confusion(linear):
+    return {name: value for name, value in linear.items() if name != "confusion"}
 
 
 def test_the_grid_is_scikit_learns(features, found):
@@ -73,7 +80,7 @@ def test_the_grid_is_scikit_learns(features, found):
 def test_the_probes_are_those_of_all_labels_and_of_few(features, found):
     bank, labels, queries, query_labels, classes = features
     linear = probe.linear_probe(bank, labels, queries, query_labels, classes=classes, seeds=(4, 2))
-    assert found["linear"] == summary(linear, len(queries))
+    assert without_confusion(found["linear"]) == summary(linear, len(queries))
     assert [entry["labels_per_class"] for entry in found["few_labels"]] == [3, 6]
     for entry in found["few_labels"]:
         per_class = entry["labels_per_class"]
@@ -82,6 +89,31 @@ def test_the_probes_are_those_of_all_labels_and_of_few(features, found):
         )
         assert entry == {"labels_per_class": per_class, **summary(drawn, len(queries))}
         assert entry["std"] > 0
+
+
+def test_the_confusion_is_that_of_the_probe(features, found):
+    bank, labels, queries, query_labels, classes = features
+    (first,) = probe.linear_probe(bank, labels, queries, query_labels, classes=classes, seeds=(4,))
+    counts = confusion_matrix(query_labels, first.predicted)
+    np.testing.assert_array_equal(found["linear"]["confusion"], counts)
+    assert not any("confusion" in entry for entry in found["few_labels"])
+
+
+def test_more_classes_have_a_top5_and_very_many_no_confusion(monkeypatch):
+    labels = np.arange(16) % 8
+    rng = np.random.default_rng(0)
+    bank, queries = (np.eye(8, 6)[labels] + rng.normal(size=(16, 6)).astype(np.float32) for _ in range(2))
+    asked = Features(bank, labels, queries, labels, 8)
+    briefly = Questions(ks=(1,), temperatures=(), seeds=(4,), per_class=(2,), draws=1)
+    found = measure(asked, briefly)
+    (expected,) = probe.linear_probe(bank, labels, queries, labels, classes=8, seeds=(4,))
+    assert found["linear"]["top5"] == expected.top5
+    assert found["linear"]["accuracy"] < found["linear"]["top5"] < 1
+    assert 0 < found["few_labels"][0]["top5"] < 1
+    assert json.loads(json.dumps(found)) == found
+    monkeypatch.setattr("simclr_jax.measure.MAX_CONFUSION", 7)
+    found["linear"]["confusion"] = None
+    assert measure(asked, briefly) == found
 
 
 def test_the_same_again_and_json_keeps_it(features, found):
@@ -107,7 +139,10 @@ def test_augmented_rows_teach_the_probe_of_all_labels_and_nothing_else(features,
         )[0]
         for seed in (4, 2)
     ]
-    assert other["linear"] == summary(probes, len(features.queries))
+    assert without_confusion(other["linear"]) == summary(probes, len(features.queries))
+    first, second = (confusion_matrix(features.query_labels, found.predicted) for found in probes)
+    np.testing.assert_array_equal(other["linear"]["confusion"], first)
+    assert (first != second).any()
     assert other["linear"]["accuracies"] != found["linear"]["accuracies"]
     assert (other["knn"], other["few_labels"]) == (found["knn"], found["few_labels"])
 

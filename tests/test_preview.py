@@ -53,7 +53,7 @@ def first_step(settings, images):
     optimizer = optax.sgd(0.1)
     weight = jnp.ones(())
 
-    def project(weight: Any, stats: Any, views: Any) -> Any:
+    def forward(weight: Any, stats: Any, views: Any) -> Any:
         return [weight * view for view in views], stats
 
     def loss(z: Any) -> Any:
@@ -62,7 +62,7 @@ def first_step(settings, images):
     step = functools.partial(
         training.train_step,
         make_views=recipe.build_views(settings, mesh),
-        project=project,
+        forward=forward,
         loss=loss,
         optimizer=optimizer,
         learning_rate=optax.constant_schedule(0.1),

@@ -10,6 +10,7 @@ from PIL import Image
 from simclr_jax import report
 from simclr_jax.page import Picture
 from simclr_jax.report import Images, Shown, tables, write_page, write_pictures
+from simclr_jax.table import number_columns
 
 SIZES = [10, 20, 50, 100, 200, 500]
 ONE, WEIGHTED = "1-NN, cosine", "20-NN, cosine, t=0.1"
@@ -78,6 +79,28 @@ def make_results(dataset="stl10", **changes):
     }
 
 
+def make_classifier(kind, start="", **changes):
+    """An entry of the list of classifiers."""
+    return {
+        "name": f"runs/{kind}",
+        "run": f"runs/{kind}",
+        "kind": kind,
+        "start": start,
+        "labels": 5000,
+        "parameters": 11_173_962,
+        "images_per_second": 1234.5,
+        "top1": 0.9123,
+        "top5": 0.99,
+        "standard_error": 0.0032,
+        "confusion": [[3, 1, 0], [0, 4, 0], [0, 0, 4]],
+    } | changes
+
+
+def only_classifiers(*classifiers):
+    results = make_results() | {"classifiers": list(classifiers)}
+    return results | {"rows": []}
+
+
 def without_few_labels(results):
     for row in results["rows"]:
         row["few_labels"] = []
@@ -85,6 +108,48 @@ def without_few_labels(results):
 
 
 # ------------------------------------------------------------------------------------ tables
+
+
+def test_classifiers_have_a_table_of_their_own():
+    results = only_classifiers(
+        make_classifier("pretrain"),
+        make_classifier("finetune", name="runs/scratch", images_per_second=None),
+        make_classifier("finetune", "runs/pretrain", labels=500, top5=None),
+        make_classifier("finetune", "runs/pretrain", name="again", standard_error=0.01),
+        make_classifier("distill", "resnet18.safetensors", parameters=272_474, images_per_second=41_000.0),
+    )
+    (table,) = tables(results)
+    assert table.caption == "Accuracy (%) of classifiers on stl10[test], 8,000 images"
+    assert table.columns == ["", "how", "labels", "top-1", "top-5", "parameters", "images/s"]
+    size = "11,173,962"
+    assert table.rows == [
+        ["runs/pretrain", "linear probe", "5,000", "91.2 ± 0.3", "99.0", size, "1,234"],
+        ["runs/scratch", "from scratch", "5,000", "91.2 ± 0.3", "99.0", size, "–"],
+        ["runs/finetune", "fine-tuned", "500", "91.2 ± 0.3", "–", size, "1,234"],
+        ["again", "fine-tuned", "5,000", "91.2 ± 1.0", "99.0", size, "1,234"],
+        ["runs/distill", "distilled", "5,000", "91.2 ± 0.3", "99.0", "272,474", "41,000"],
+    ]
+    assert "standard error of an accuracy on 8,000 images" in table.note
+    assert "Images/s: of training." in table.note
+    assert "weights of runs/pretrain: runs/finetune, again." in table.note
+    assert "weights of resnet18.safetensors: runs/distill." in table.note
+    assert number_columns(table) == [False, False, True, True, True, True, True]
+
+
+def test_the_table_of_classifiers_comes_first_and_only_if_there_are_any():
+    alone = tables(make_results())
+    assert tables(make_results() | {"classifiers": []}) == alone
+    first, *others = tables(make_results() | {"classifiers": [make_classifier("finetune")]})
+    assert "of classifiers" in first.caption and others == alone
+    assert "Began" not in first.note
+
+
+def test_without_rows_there_are_no_tables_of_them():
+    results = only_classifiers(make_classifier("finetune"))
+    (table,) = tables(results)
+    del results["rows"]
+    assert tables(results) == [table]
+    assert tables(only_classifiers()) == []
 
 
 def test_the_main_table_has_a_row_for_each_representation():
@@ -250,6 +315,48 @@ def test_pictures_and_page(tmp_path, drawing):
         "&lt;1 CPU &amp; 2&gt;",
     ):
         assert said in text
+
+
+def test_runs_with_classifiers_only_have_pictures_and_a_page(tmp_path, drawing):
+    _, images = make_shown(classes=3)
+    results = only_classifiers(
+        make_classifier("finetune", name="a <b>"),
+        make_classifier("pretrain", confusion=None),
+        make_classifier("distill"),
+    )
+    sections = write_pictures(tmp_path, results, [], images, {"runs/finetune": HISTORY}, seed=0)
+    assert outline(sections) == {"Curves": ["loss"], "Confusion": ["confusion_0", "confusion_2"]}
+    captions = [part.caption for part in sections[1].parts if isinstance(part, Picture)]
+    assert captions == ["Confusion of a <b>, from scratch", "Confusion of runs/distill, distilled"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "confusion_0.png",
+        "confusion_2.png",
+        "loss.png",
+    ]
+    del results["rows"]
+    assert write_pictures(tmp_path, results, [], images, {}, seed=0)[0].heading == "Confusion"
+
+    write_page(tmp_path / "page.html", results, sections)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<caption>Accuracy (%) of classifiers" in text and "a &lt;b&gt;" in text
+    assert "64 pixels (runs/a)." in text and "raw pixels" not in text
+    assert text.count("data:image/png") == 3
+
+
+def test_a_confusion_matrix_has_the_counts_and_names_of_its_classifier(tmp_path, drawing, monkeypatch):
+    from simclr_jax import figures
+
+    drawn = []
+    monkeypatch.setattr(figures, "confusion_matrix", lambda *args, **options: drawn.append((args, options)))
+    _, images = make_shown(classes=3)
+    results = only_classifiers(make_classifier("pretrain"))
+    write_pictures(tmp_path, results, [], images, {}, seed=0)
+    counts = results["classifiers"][0]["confusion"]
+    title = "Confusion of runs/pretrain, linear probe"
+    assert drawn == [((tmp_path / "confusion_0.png", counts, images.class_names), {"title": title})]
+    _, images = make_shown(classes=101)
+    write_pictures(tmp_path, results, [], images, {}, seed=0)
+    assert len(drawn) == 1
 
 
 def test_what_there_is_nothing_to_draw_of_is_left_out(tmp_path, drawing):

@@ -1,4 +1,4 @@
-"""ResNets against torchvision, published sizes, and the properties the training relies on."""
+"""ResNets against torchvision and SimCLRv2's code, published sizes, and what training relies on."""
 
 import math
 from pathlib import Path
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from reference.make_simclr_reference import CASES, draw_images
 from reference.make_torch_reference import BATCH, RESNETS, draw, draw_weight
 
 from simclr_jax import resnet
+from simclr_jax.attention import SelectiveKernels, SqueezeExcitation
 from simclr_jax.resnet import ResNet
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -23,6 +25,12 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Depth 50 with one block in each stage, which compiles in a quarter of the time."""
+    monkeypatch.setitem(resnet._LAYOUTS, 50, (True, (1, 1, 1, 1)))
 
 
 def split(model, *, train):
@@ -37,17 +45,19 @@ def split(model, *, train):
     return forward, nnx.as_pure(params), nnx.as_pure(stats)
 
 
-def small(norm="batch", stem="cifar", dtype=jnp.float32, depth=10):
-    return ResNet(depth, width=0.25, stem=stem, norm=norm, dtype=dtype, rngs=nnx.Rngs(0))
+def small(norm="batch", stem="cifar", dtype=jnp.float32, depth=10, attention="none"):
+    return ResNet(depth, width=0.25, stem=stem, norm=norm, attention=attention, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def torchvision_name(path):
-    """The name in torchvision of the parameter or statistic at a path in ours."""
+    """The name in torchvision, or in make_simclr_reference.py, of the parameter or statistic at a path."""
     leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     leaf |= {"mean": "running_mean", "var": "running_var"}
     *modules, last = path
     if modules[0] == "stages":
         _, stage, block, kind, *index = modules
+        if kind == "attention":
+            return f"layer{stage + 1}.{block}.attention.{index[0]}.{leaf[last]}"
         module = {
             "convs": "conv{}",
             "norms": "bn{}",
@@ -55,7 +65,9 @@ def torchvision_name(path):
             "shortcut_norm": "downsample.1",
         }[kind].format(*(i + 1 for i in index))
         return f"layer{stage + 1}.{block}.{module}.{leaf[last]}"
-    return {"conv": "conv1", "norm": "bn1"}[modules[0]] + "." + leaf[last]
+    kind, *index = modules
+    names = {"conv": "conv1", "norm": "bn1", "first_convs": "first_conv{}", "first_norms": "first_bn{}"}
+    return names[kind].format(*(i + 1 for i in index)) + "." + leaf[last]
 
 
 def drawn(path, value):
@@ -63,9 +75,20 @@ def drawn(path, value):
     name = torchvision_name(path)
     if value.ndim == 1:
         return jnp.asarray(draw_weight(name, value.shape))
-    height, width, channels_in, channels_out = value.shape
-    weight = draw_weight(name, (channels_out, channels_in, height, width))
-    return jnp.asarray(weight.transpose(2, 3, 1, 0))
+    *window, channels_in, channels_out = value.shape  # a matrix is a 1x1 convolution in the original
+    weight = draw_weight(name, (channels_out, channels_in, *(window or (1, 1))))
+    return jnp.asarray(weight.transpose(2, 3, 1, 0).reshape(value.shape))
+
+
+def with_drawn_weights(model, images):
+    """In evaluation and in training mode (h, statistics after it), and the statistics before, by name."""
+    outputs: list[Any] = []
+    for train in (False, True):
+        forward, params, stats = split(model, train=train)
+        params, stats = (nnx.map_state(drawn, tree) for tree in (params, stats))
+        h, after = jax.jit(forward)(params, stats, images)
+        outputs.append((h, {torchvision_name(path): value for path, value in nnx.to_flat_state(after)}))
+    return *outputs, {torchvision_name(path): value for path, value in nnx.to_flat_state(stats)}
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -74,13 +97,7 @@ def test_equals_torchvision(name):
     expected = np.load(REFERENCE / f"{name}.npz")
     model = nnx.eval_shape(lambda: ResNet(depth, stem=stem, rngs=nnx.Rngs(0)))
     images = jnp.asarray(draw(name, (BATCH, pixels, pixels, 3)))
-
-    outputs = {}
-    for train in (False, True):
-        forward, params, stats = split(model, train=train)
-        params, stats = (nnx.map_state(drawn, tree) for tree in (params, stats))
-        outputs[train] = jax.jit(forward)(params, stats, images)
-    (h_eval, kept), (h_train, moved) = outputs[False], outputs[True]
+    (h_eval, kept), (h_train, reached), stats = with_drawn_weights(model, images)
     scale = np.abs(expected["h_eval"]).max()
     np.testing.assert_allclose(h_eval, expected["h_eval"], atol=1e-5 * scale)
     # Each BatchNorm divides by the deviation of its batch, and so multiplies the rounding before it:
@@ -88,7 +105,6 @@ def test_equals_torchvision(name):
     np.testing.assert_allclose(h_train, expected["h_train"], atol=5e-4)
     jax.tree.map(np.testing.assert_array_equal, kept, stats)
 
-    reached = {torchvision_name(path): value for path, value in nnx.to_flat_state(moved)}
     sizes = {"bn1": BATCH * (pixels // (2 if stem == "imagenet" else 1)) ** 2}
     # layer4.0.bn1 comes after the stride in basic blocks and before it in bottlenecks.
     reduction = {("imagenet", 18): 32, ("cifar", 50): 4}[stem, depth]
@@ -101,6 +117,50 @@ def test_equals_torchvision(name):
         old = draw_weight(f"{module}.running_var", reached[f"{module}.running_var"].shape)
         biased = (expected[f"{module}.running_var"] - 0.9 * old) * (count - 1) / count
         np.testing.assert_allclose(reached[f"{module}.running_var"], 0.9 * old + biased, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_encoders_of_simclrv2(name):
+    case = CASES[name]
+    expected = dict(np.load(REFERENCE / f"{name}.npz"))
+    model = nnx.eval_shape(
+        lambda: ResNet(
+            case.depth, width=case.width, stem=case.stem, attention=case.attention, rngs=nnx.Rngs(0)
+        )
+    )
+    images = jnp.asarray(draw_images(name))
+    (h_eval, kept), (h_train, reached), stats = with_drawn_weights(model, images)
+    scale = np.abs(expected["h_eval"]).max()
+    np.testing.assert_allclose(h_eval, expected.pop("h_eval"), atol=1e-5 * scale)
+    # Measured: 1e-5 and, through the BatchNorms of selective kernels, 3e-4.
+    tolerance = {"se": 1e-4, "sk": 1e-3}[case.attention]
+    np.testing.assert_allclose(h_train, expected.pop("h_train"), rtol=tolerance, atol=tolerance)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+    assert reached.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(reached[key], value, rtol=tolerance, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "parameters", "millions"),
+    [
+        # The number of the original's trainable variables, and table 1 of Chen et al. 2020
+        # (arXiv:2006.10029), which counts the running statistics, too: it has 354 million for the 152
+        # layers of width 2, and without them that is 353.4. (Deeper ones take flax seconds to trace.)
+        (50, 1, 35_215_584, 35),
+        (50, 2, 140_306_048, 140),
+    ],
+)
+def test_parameter_counts_of_simclrv2(depth, width, parameters, millions):
+    model = nnx.eval_shape(
+        lambda: ResNet(depth, width=width, stem="resnet-d", attention="sk", rngs=nnx.Rngs(0))
+    )
+    trained, statistics = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kind)))
+        for kind in (nnx.Param, nnx.BatchStat)
+    )
+    assert trained == parameters
+    assert round((trained + statistics) / 1e6) == millions
 
 
 @pytest.mark.parametrize(
@@ -131,13 +191,25 @@ def test_width_is_rounded_to_multiples_of_eight(depth, width, features):
         assert leaf.shape[-1] % 8 == 0
 
 
-@pytest.mark.parametrize(("norm", "stem"), [("batch", "imagenet"), ("group", "cifar")])
-def test_shape_and_dtypes_under_bfloat16(norm, stem):
-    forward, params, stats = split(small(norm, stem, jnp.bfloat16), train=True)
-    h, stats = jax.jit(forward)(params, stats, jnp.ones((2, 16, 16, 3), jnp.bfloat16))
-    assert (h.shape, h.dtype) == ((2, 128), jnp.float32)
+@pytest.mark.parametrize(
+    ("norm", "stem", "depth", "attention"),
+    [
+        ("batch", "imagenet", 10, "none"),
+        ("group", "cifar", 10, "se"),
+        ("batch", "resnet-d", 50, "sk"),
+        ("group", "resnet-d", 50, "sk"),
+    ],
+)
+def test_shape_and_dtypes_under_bfloat16(norm, stem, depth, attention, shallow):
+    model = nnx.eval_shape(lambda: small(norm, stem, jnp.bfloat16, depth, attention))
+    forward, params, stats = split(model, train=True)
+    images = jnp.ones((2, 16, 16, 3), jnp.bfloat16)
+    h, stats = jax.eval_shape(forward, params, stats, images)
+    assert (h.shape, h.dtype) == ((2, model.features), jnp.float32)
     leaves = jax.tree.leaves((params, stats))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    maps = jnp.ones((2, 4, 4, 16), jnp.bfloat16)
+    assert nnx.eval_shape(lambda block: block(maps), model.stages[0][0]).dtype == jnp.bfloat16
 
 
 def test_batch_statistics_are_computed_in_float32_under_bfloat16():
@@ -153,8 +225,8 @@ def test_batch_statistics_are_computed_in_float32_under_bfloat16():
 
 
 def test_blocks_start_as_their_shortcut():
-    for depth in (18, 50):
-        block = small(depth=depth).stages[0][-1]
+    for depth, attention in ((18, "none"), (10, "se"), (50, "none")):
+        block = small(depth=depth, attention=attention).stages[0][-1]
         x = jnp.abs(jnp.asarray(draw("x", (2, 4, 4, block.norms[-1].num_features))))
         np.testing.assert_array_equal(block(x), x)
 
@@ -199,11 +271,16 @@ def test_the_mean_after_a_stage_is_the_h_of_a_network_that_ends_there():
         np.testing.assert_allclose(mean, end, rtol=1e-6)
 
 
-def test_every_parameter_gets_a_gradient():
-    forward, params, stats = split(small(), train=True)
+@pytest.mark.parametrize(
+    ("norm", "stem", "depth", "attention"),
+    [("batch", "cifar", 10, "none"), ("batch", "resnet-d", 10, "se"), ("group", "resnet-d", 50, "sk")],
+)
+def test_every_parameter_gets_a_gradient(norm, stem, depth, attention, shallow):
+    forward, params, stats = split(small(norm, stem, depth=depth, attention=attention), train=True)
     # At the start the zero scales hide what is behind them.
     params = jax.tree.map(lambda x: x + 0.1, params)
-    images = jnp.asarray(draw("images", (4, 8, 8, 3)))
+    pixels = 8 if stem == "cifar" else 32
+    images = jnp.asarray(draw("images", (4, pixels, pixels, 3)))
     grads = jax.jit(jax.grad(lambda p: jnp.sum(forward(p, stats, images)[0] ** 2)))(params)
     for path, grad in nnx.to_flat_state(grads):
         assert np.isfinite(grad).all() and np.any(grad != 0), path
@@ -214,13 +291,37 @@ def test_every_parameter_gets_a_gradient():
     [
         ({"depth": 20}, "depth is 20; expected one of 10, 18, 34, 50, 101, 152, 200"),
         ({"width": 0}, "width is 0; expected a number > 0"),
-        ({"stem": "stl"}, "stem is 'stl'; expected one of imagenet, cifar"),
+        ({"stem": "stl"}, "stem is 'stl'; expected one of imagenet, cifar, resnet-d"),
         ({"norm": "layer"}, "norm is 'layer'; expected one of batch, group"),
+        ({"attention": "cbam"}, "attention is 'cbam'; expected one of none, se, sk"),
+        ({"attention": "sk"}, "attention is 'sk' and depth 18; expected a depth of 50, 101, 152, 200"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**{"depth": 18, **arguments}, rngs=nnx.Rngs(0))
+
+
+def test_squeeze_and_excitation_weighs_channels_alike_at_every_place():
+    excite = SqueezeExcitation(8, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = 1 + jax.random.uniform(jax.random.key(1), (3, 4, 5, 8))
+    weights = np.asarray(excite(x) / x)
+    assert 0 < weights.min() and weights.max() < 1
+    np.testing.assert_allclose(weights, np.broadcast_to(weights[:, :1, :1], weights.shape), rtol=1e-5)
+    assert weights[:, 0, 0].std(axis=0).min() > 1e-4  # each image has its own
+
+
+def test_selective_kernels_weigh_two_branches_by_shares_that_add_up_to_one():
+    def make_norm(width):
+        return nnx.LayerNorm(width, rngs=nnx.Rngs(0))
+
+    select = SelectiveKernels(8, make_norm, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    first, second = jax.random.normal(jax.random.key(1), (2, 3, 4, 5, 8))
+    mixed = select(jnp.concatenate([first, second], axis=-1))
+    shares = np.asarray((mixed - second) / (first - second))[:, 0, 0]
+    assert 0 < shares.min() and shares.max() < 1 and shares.std(axis=0).min() > 1e-3
+    twice = jnp.concatenate([first, first], axis=-1)
+    np.testing.assert_allclose(select(twice), first, atol=1e-6)
 
 
 def test_bad_images_are_refused():
@@ -238,16 +339,17 @@ def test_a_convolution_of_a_map_smaller_than_its_kernel_is_the_same_convolution(
     np.testing.assert_allclose(conv(x), nnx.Conv.__call__(conv, x), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [5, 6, 24])
-def test_the_pool_and_its_gradient_equal_flax_where_nothing_ties(size):
+@pytest.mark.parametrize(("size", "same"), [(5, False), (6, False), (24, False), (5, True), (6, True)])
+def test_the_pool_and_its_gradient_equal_flax_where_nothing_ties(size, same):
     x = jax.random.normal(jax.random.key(1), (3, size, size, 4))
 
     def flax_pool(x):
-        padding: Any = ((1, 1), (1, 1))
+        padding: Any = "SAME" if same else ((1, 1), (1, 1))
         return nnx.max_pool(x, (3, 3), (2, 2), padding)
 
-    np.testing.assert_array_equal(resnet._max_pool(x), flax_pool(x))
-    ours, theirs = (
-        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) ** 2))(x) for pool in (resnet._max_pool, flax_pool)
-    )
+    def pool(x):
+        return resnet._max_pool(x, same=same)
+
+    np.testing.assert_array_equal(pool(x), flax_pool(x))
+    ours, theirs = (jax.grad(lambda x, pool=pool: jnp.sum(pool(x) ** 2))(x) for pool in (pool, flax_pool))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

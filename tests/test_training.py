@@ -59,7 +59,7 @@ def make_run(mesh, *, steps_per_call, passes="joint", views=None, rate=0.1, **mo
     step = partial(
         training.train_step,
         make_views=recipe.build_views(config, mesh),
-        project=partial(training.project, graphdef),
+        forward=partial(training.forward, graphdef),
         loss=partial(losses.nt_xent, temperature=0.5, views=config.views.count + config.views.small_count),
         optimizer=optimizer,
         learning_rate=schedule,
@@ -168,7 +168,7 @@ def test_views_are_one_array_a_pass(one_device, passes):
 def test_separate_passes_normalise_each_view_by_itself():
     images = jax.random.uniform(jax.random.key(0), (12, SIZE, SIZE, 3))
     graphdef, state = training.create_state(make_model(), optax.sgd(0.1))
-    run = jax.jit(partial(training.project, graphdef))
+    run = jax.jit(partial(training.forward, graphdef))
     joint, _ = run(state.params, state.batch_stats, [images])
     z, stats = run(state.params, state.batch_stats, [images[:6], images[6:]])
     first, first_stats = run(state.params, state.batch_stats, [images[:6]])
@@ -194,14 +194,14 @@ def test_an_image_gets_views_of_its_own_every_step():
         return [jnp.zeros((2 * len(canvas), 2))]
 
     params = jnp.ones((2,))
-    batch = Batch(jnp.zeros((3, 4, 4, 3)), jnp.zeros((3, 2)), jnp.array([5, 6, 7]))
+    batch = Batch(jnp.zeros((3, 4, 4, 3)), jnp.zeros((3, 2)), jnp.zeros(3, int), jnp.array([5, 6, 7]))
     for step in (0, 1):
         training.train_step(
             training.TrainState(jnp.int32(step), params, {}, optimizer.init(params)),
             batch,
             jax.random.key(0),
             make_views=record,
-            project=lambda params, stats, views: (views[0] + params[None], stats),
+            forward=lambda params, stats, views: (views[0] + params[None], stats),
             loss=lambda z: (z.sum(), {}),
             optimizer=optimizer,
             learning_rate=optax.constant_schedule(0.1),
@@ -217,7 +217,7 @@ def test_a_resumed_run_sees_the_same_pixels(one_device, tmp_path):
         partial(
             training.train_step,
             make_views=recipe.build_views(config, one_device),
-            project=lambda weight, stats, views: (views[0] * weight, stats),
+            forward=lambda weight, stats, views: (views[0] * weight, stats),
             loss=lambda z: (jnp.mean(z**2), {"pixels": z}),
             optimizer=optimizer,
             learning_rate=optax.constant_schedule(0.1),

@@ -20,6 +20,7 @@ class Batch(NamedTuple):
 
     canvas: jax.Array  # uint8 [B, S, S, 3]
     extent: jax.Array  # int32 [B, 2], height and width of the image on its canvas
+    label: jax.Array  # int32 [B], -1 where an image has none
     ids: jax.Array  # int32 [B], which images of the data set they are
 
 
@@ -39,7 +40,7 @@ class ResidentBatches:
         self.steps_per_call = steps_per_call
         self._order = dict(seed=seed, images=len(pack), batch_size=batch_size)
         self._indices_sharding = meshes.split(mesh, axis=1)
-        self._arrays = jax.device_put((pack.canvas, pack.extent), meshes.replicated(mesh))
+        self._arrays = jax.device_put((pack.canvas, pack.extent, pack.label), meshes.replicated(mesh))
 
     def call(self, step: int, count: int) -> tuple[Any, jax.Array]:
         """What `fetch` needs for `count` steps from `step`: the pack, int32 [steps_per_call, B]."""
@@ -50,8 +51,8 @@ class ResidentBatches:
     @staticmethod
     def fetch(arrays: Any, index: jax.Array) -> Batch:
         """One step's batch, inside the compiled program."""
-        canvas, extent = arrays
-        return Batch(canvas[index], extent[index], index)
+        canvas, extent, label = arrays
+        return Batch(canvas[index], extent[index], label[index], index)
 
 
 class StreamedBatches:
@@ -74,14 +75,14 @@ class StreamedBatches:
         self._indices_sharding = meshes.split(mesh, axis=1)
         order = dict(seed=seed, images=len(pack), batch_size=batch_size)
 
-        def load(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def load(step: int) -> tuple[np.ndarray, ...]:
             index = step_indices(step, **order)
             # Ascending, a gather walks the file once; a batch's own order means nothing to the loss,
             # but it does to the bits, so the order that was drawn is put back.
             ascending = np.argsort(index)
             canvas = np.empty((len(index), *pack.canvas.shape[1:]), np.uint8)
             canvas[ascending] = pack.canvas[index[ascending]]
-            return canvas, pack.extent[index], index
+            return canvas, pack.extent[index], pack.label[index], index
 
         self._batches: Iterator = iter(
             grain.MapDataset.range(first_step, total_steps)
@@ -90,16 +91,16 @@ class StreamedBatches:
         )
 
     def call(self, step: int, count: int) -> tuple[Any, jax.Array]:
-        """The next step's canvas and extent, and int32 [1, B] its indices."""
+        """The next step's canvas, extent and label, and int32 [1, B] its indices."""
         del step, count  # in order, one at a time
-        canvas, extent, index = next(self._batches)
+        *arrays, index = next(self._batches)
         return (
-            jax.device_put((canvas, extent), self._sharding),
+            jax.device_put(tuple(arrays), self._sharding),
             jax.device_put(index[None], self._indices_sharding),
         )
 
     @staticmethod
     def fetch(arrays: Any, index: jax.Array) -> Batch:
         """One step's batch, inside the compiled program."""
-        canvas, extent = arrays
-        return Batch(canvas, extent, index)
+        canvas, extent, label = arrays
+        return Batch(canvas, extent, label, index)

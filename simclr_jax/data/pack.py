@@ -55,6 +55,14 @@ class Pack:
     def __len__(self) -> int:
         return len(self.canvas)
 
+    def take(self, rows: np.ndarray) -> "Pack":
+        """Some of the images, int [n] rows in ascending order without repetition, copied into memory."""
+        if len(rows) == len(self):
+            return self
+        return dataclasses.replace(
+            self, canvas=self.canvas[rows], extent=self.extent[rows], label=self.label[rows]
+        )
+
 
 def open_pack(
     source: Source,

@@ -69,6 +69,17 @@ def resnet_reference(name: str) -> dict[str, np.ndarray]:
     return {"h_eval": evaluated, "h_train": trained, **stats}
 
 
+def state_dict_reference() -> dict[str, np.ndarray]:
+    """Names and shapes of torchvision's models, lines such as "bn1.weight 64" in its order."""
+    import torchvision
+
+    found = {}
+    for name in ("resnet18", "resnet50"):
+        state = getattr(torchvision.models, name)().state_dict()
+        found[name] = np.array([" ".join([key, *map(str, value.shape)]) for key, value in state.items()])
+    return found
+
+
 def nt_xent_reference(temperature: float) -> dict[str, np.ndarray]:
     """Loss and gradient in the cross-entropy form: logits without the diagonal, labels i + B."""
     import torch
@@ -105,6 +116,7 @@ def main() -> None:
     """Write every file, beside this one."""
     for name in RESNETS:
         np.savez_compressed(HERE / f"{name}.npz", allow_pickle=False, **resnet_reference(name))
+    np.savez_compressed(HERE / "state_dict.npz", allow_pickle=False, **state_dict_reference())
     for temperature in (0.1, 0.5):
         np.savez_compressed(
             HERE / f"nt_xent_{temperature}.npz", allow_pickle=False, **nt_xent_reference(temperature)

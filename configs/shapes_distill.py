@@ -1,0 +1,45 @@
+"""Shapes, third stage: a student learns the classes of configs/shapes_finetune.py's run from all images, unlabelled.
+
+TODO
+"""
+
+from simclr_jax.config import Config, default_config
+
+
+def get_config() -> Config:
+    config = default_config()
+    config.stage = "distill"
+    config.distill.teacher = "runs/shapes_finetune"
+    config.distill.temperature = 1.0
+    config.start.run = "runs/shapes"
+
+    config.data.dataset = "shapes"
+    config.data.canvas_size = 32
+
+    config.views.count = 1
+    config.views.size = 48
+    config.views.crop_area = (0.6, 1.0)
+    config.views.brightness = 0.6
+    config.views.contrast = 0.6
+    config.views.saturation = 1.0
+    config.views.hue = 0.5
+    config.views.grayscale = 0.5
+    config.views.blur = 0.0
+
+    config.model.depth = 10
+    config.model.width = 0.25
+    config.model.stem = "imagenet"
+    config.model.head_layers = 1
+    config.model.head_out = 64
+    config.model.head_norm = "none"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.scaling = "none"
+    config.optimizer.weight_decay = 1e-4
+
+    config.train.epochs = 5
+    config.train.batch_size = 64
+
+    config.evaluation.dataset = "shapes"
+    return config

@@ -1,0 +1,92 @@
+"""Trains a student to give the classes that a fine-tuned teacher gives, on images without labels.
+
+    python -m simclr_jax.distill --config configs/shapes_distill.py [--workdir DIR] [--config.KEY=VALUE ...]
+
+    --config.distill.teacher=RUN       a fine-tuned or distilled run
+    --config.distill.temperature=1     divides the logits of both
+    --config.distill.alpha=1           weight of the teacher; below 1 its labels have the rest
+
+The student is the encoder of the config: as the teacher's (self-distillation), or a smaller one. The run
+lives in --workdir (default: runs/<config name>). Started again, the same command goes on where the run
+stopped.
+
+Source: Chen et al. 2020, https://arxiv.org/abs/2006.10029, section 2.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from simclr_jax import command, recipe, runs, session, supervised, training
+from simclr_jax.config import Config
+from simclr_jax.data.pack import Pack
+from simclr_jax.errors import UserError
+from simclr_jax.interrupt import StopRequest
+from simclr_jax.logs import say
+
+_FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS)
+flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
+
+
+def distill(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+    """Distils as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
+    return session.run(settings, workdir, stop, "distill", _open)
+
+
+def _open(settings: Config, fresh: bool) -> session.Stage:
+    name = settings.distill.teacher
+    teacher = runs.open_classifier(runs.open_run(pathlib.Path(name).expanduser()))
+    for key in ("mean", "std"):
+        theirs = teacher.run.settings.views[key]
+        if tuple(theirs) != tuple(settings.views[key]):
+            raise UserError(
+                f"the teacher {name} learned with config.views.{key}={tuple(theirs)}; set the same for the "
+                "student, as both see the same views"
+            )
+    queries = supervised.open_queries(settings, teacher.labels["classes"], f"the teacher {name}")
+    images = _images(settings, teacher)
+    model = supervised.build_classifier(settings, len(queries.class_names), fresh=fresh)
+    evaluate = supervised.build_evaluate(settings, model, queries)
+    weights = teacher.weights(teacher.run.steps[-1])
+
+    def before(state: Any) -> dict[str, float]:
+        infer = recipe.build_inference(teacher.model, type(teacher.model).__call__)(*weights)
+        accuracy = supervised.classify(settings, infer, queries).top1
+        say(f"teacher: top-1 accuracy {accuracy:.1%} on {queries.name}")
+        return {"top1_accuracy_teacher": accuracy}
+
+    about = {"labels": teacher.labels["count"], "accuracy_data": f"{queries.name} ({len(queries):,} images)"}
+    graphdef = nnx.graphdef(training.with_batch_statistics(teacher.model, running=True))
+    return session.Stage(
+        images, model, evaluate, before, about, teacher=(graphdef, weights), labels=teacher.labels
+    )
+
+
+def _images(settings: Config, teacher: runs.TrainedClassifier) -> Pack:
+    """The images to train on, with no labels but those that the teacher learned from, where they are used."""
+    images = recipe.open_data(settings)
+    label = np.full_like(images.label, -1)
+    if settings.distill.alpha < 1:
+        for key in ("dataset", "folder", "split"):
+            theirs, ours = teacher.run.settings.data[key], settings.data[key]
+            if theirs != ours:
+                raise UserError(
+                    "config.distill.alpha is below 1, which uses the labels that the teacher learned from: "
+                    f"set config.data.{key} to its {theirs!r} instead of {ours!r}, or alpha to 1"
+                )
+        rows = np.asarray(teacher.labels["rows"])
+        label[rows] = images.label[rows]
+    return dataclasses.replace(images, label=label)
+
+
+if __name__ == "__main__":
+    main = functools.partial(session.main, _FLAGS, distill, session.classifier_report)
+    sys.exit(command.run(main, sys.argv, usage=__doc__ or "", flag_values=_FLAGS))

@@ -1,0 +1,57 @@
+"""Trains a classifier on labels: from a pretrained encoder, or from scratch as the supervised baseline.
+
+    python -m simclr_jax.finetune --config configs/shapes_finetune.py [--workdir DIR] [--config.KEY=VALUE ...]
+
+    --config.start.run=RUN           the pretrained run to begin with; empty: from scratch
+    --config.start.weights=FILE      or an encoder's weights under torchvision's names, as safetensors
+    --config.labels.fraction=0.01    share of each class's labels
+    --config.labels.per_class=N      or as many of each class
+
+The labels that were drawn are listed in labels.json of the run's folder, --workdir (default:
+runs/<config name>). Started again, the same command goes on where the run stopped. simclr_jax/config.py lists
+all keys; Chen et al. 2020, https://arxiv.org/abs/2006.10029, is what the recipes follow.
+"""
+
+import functools
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from simclr_jax import command, session, start, supervised
+from simclr_jax.config import Config
+from simclr_jax.interrupt import StopRequest
+from simclr_jax.logs import say
+
+_FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS)
+flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
+
+
+def finetune(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+    """Trains on labels as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
+    return session.run(settings, workdir, stop, "finetune", _open)
+
+
+def _open(settings: Config, fresh: bool) -> session.Stage:
+    images, labels = supervised.open_labelled(settings)
+    queries = supervised.open_queries(settings, labels["classes"], images.name)
+    model = supervised.build_classifier(settings, len(images.class_names), fresh=fresh)
+    if fresh and settings.classifier.start == "probe":
+        start.start_at_probe(settings, model, images)
+    evaluate = supervised.build_evaluate(settings, model, queries)
+
+    def before(state: Any) -> dict[str, float]:
+        accuracy = evaluate(state)["top1_accuracy"]
+        say(f"before the first step: top-1 accuracy {accuracy:.1%} on {queries.name}")
+        return {"top1_accuracy_before": accuracy}
+
+    about = {"labels": labels["count"], "accuracy_data": f"{queries.name} ({len(queries):,} images)"}
+    return session.Stage(images, model, evaluate, before, about, labels=labels)
+
+
+if __name__ == "__main__":
+    main = functools.partial(session.main, _FLAGS, finetune, session.classifier_report)
+    sys.exit(command.run(main, sys.argv, usage=__doc__ or "", flag_values=_FLAGS))

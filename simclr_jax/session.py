@@ -1,0 +1,217 @@
+"""A run in its folder, of any stage: from the first step or the last checkpoint to its result."""
+
+import contextlib
+import functools
+import importlib.metadata
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from simclr_jax import checkpoints, command, config, loop, recipe, sheet, training, workdirs
+from simclr_jax import mesh as meshes
+from simclr_jax.checkpoints import Checkpoints
+from simclr_jax.config import Config
+from simclr_jax.data.pack import Pack
+from simclr_jax.errors import UserError
+from simclr_jax.interrupt import StopRequest
+from simclr_jax.logs import RunLog, say
+
+_COMMANDS = {"pretrain": "train", "finetune": "finetune", "distill": "distill"}  # of each stage
+_IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
+
+
+class Stage(NamedTuple):
+    """What a stage of the method brings to a run."""
+
+    images: Pack  # to train on
+    model: nnx.Module  # with the weights it begins with
+    evaluate: Callable[[training.TrainState], dict[str, float]]  # accuracies by name
+    before: Callable[[training.TrainState], dict[str, float]]  # what else is told of the first state
+    result: Mapping[str, Any]  # what else `result.json` says
+    teacher: Any = None  # (graph definition, weights) of what the student learns from
+    labels: dict[str, Any] | None = None  # what `labels.json` says of the labels learned from
+
+
+def run(
+    settings: Config, workdir: pathlib.Path, stop: StopRequest, stage: str, open_stage: Callable[..., Stage]
+) -> dict[str, Any] | None:
+    """Trains as `settings` say, in `workdir`.
+
+    Args:
+      settings: the config.
+      workdir: a new or empty folder, or one with an earlier part of the same run.
+      stop: entered around the training; once it is set, the state is saved and training ends.
+      stage: the one whose recipe `settings` have to be.
+      open_stage: of (settings, fresh) to the stage; `fresh` where there is no checkpoint to go on from.
+
+    Returns:
+      What `result.json` holds, or None where the run was stopped before its end.
+
+    Raises:
+      UserError: for what the user can put right. Config, data and the weights to begin with are checked
+        before the first byte is written to `workdir`.
+      NotFiniteError: if the loss becomes NaN or infinite.
+    """
+    config.check(settings)
+    if settings.stage != stage:
+        raise UserError(
+            f"this recipe is for python -m simclr_jax.{_COMMANDS[settings.stage]}: its config.stage is "
+            f"{settings.stage!r}"
+        )
+    workdirs.check(workdir, settings)
+    finished = workdirs.read_result(workdir)
+    if finished is not None:
+        say(f"{workdir} holds this run, finished; for another one set --workdir")
+        return finished
+    mesh = meshes.data_mesh(settings.train.batch_size)
+    opened = open_stage(settings, not checkpoints.finished_steps(workdir / "checkpoints"))
+    images = opened.images
+    plan = config.derive(settings, len(images))
+    start = recipe.build_start(settings, plan, opened.model, mesh)
+    state = start.state
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say(f"{len(images):,} images of {images.name}; {parameters:,} parameters; {meshes.device_name()}")
+    say(str(plan))
+
+    workdirs.create(workdir, settings, opened.labels)
+    with contextlib.ExitStack() as stack:
+        saved = Checkpoints(
+            workdir / "checkpoints",
+            keep=settings.run.keep_checkpoints,
+            best_metric=settings.run.best_metric
+            or ("knn1_accuracy" if stage == "pretrain" else "top1_accuracy"),
+        )
+        stack.callback(saved.close)
+        restored, seconds = saved.restore(state) or (None, 0.0)
+        first_step = 0 if restored is None else int(restored.step)
+        log = RunLog(
+            workdir,
+            step=first_step,
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+        stack.callback(log.close)
+        evaluated: dict[int, dict[str, float]] = {}
+
+        def evaluate(state: training.TrainState) -> dict[str, float]:
+            step = int(state.step)
+            found = evaluated[step] = opened.evaluate(state)
+            log.metrics(step, found)
+            say(f"step {step}: {', '.join(f'{title(name)} {value:.1%}' for name, value in found.items())}")
+            return found
+
+        if not log.records:
+            ids = recipe.first_images(settings, images, _IMAGES_SHOWN)
+            views = recipe.first_views(settings, images, ids, count=settings.views.count)
+            log.image("views", sheet.view_grid(views))
+            log.metrics(0, {"images": len(images), **opened.before(state)})
+        before = log.records[0]
+        if before["images"] != len(images):
+            raise UserError(
+                f"{images.name} has {len(images)} images and had {before['images']} when this run began; "
+                "bring them back or set another --workdir"
+            )
+        if restored is not None:
+            state = restored
+            say(f"going on from step {first_step} of {plan.total_steps}")
+
+        batches = recipe.build_batches(settings, images, plan, mesh, first_step=first_step)
+        step = recipe.build_step(settings, start, mesh, teacher=opened.teacher and opened.teacher[0])
+        run_steps = training.make_run_steps(step, batches.fetch, meshes.replicated(mesh))
+        key: Any = jax.random.key(settings.seed)
+        if opened.teacher is not None:
+            key = key, jax.device_put(opened.teacher[1], meshes.replicated(mesh))
+        meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds)
+        with stop:
+            state = loop.fit(
+                state,
+                total_steps=plan.total_steps,
+                batches=batches,
+                run_steps=functools.partial(run_steps, key),
+                evaluate=evaluate,
+                evaluate_every_steps=settings.run.evaluate_every_epochs * plan.steps_per_epoch,
+                log_every_steps=settings.run.log_every_steps,
+                checkpoint_seconds=60 * settings.run.checkpoint_minutes,
+                meter=meter,
+                log=log,
+                checkpoints=saved,
+                stop=stop,
+            )
+        if int(state.step) < plan.total_steps:
+            say(
+                f"stopped at step {int(state.step)} of {plan.total_steps}, which is saved; "
+                "the same command goes on from there"
+            )
+            return None
+        result = {
+            "stage": stage,
+            "steps": plan.total_steps,
+            "epochs": plan.total_steps / plan.steps_per_epoch,
+            "seconds": round(meter.seconds, 1),
+            "images_per_second": meter.images_per_second,
+            "device": meshes.device_name(),
+            # A run that was killed between its last checkpoint and its result has only this left to do.
+            **(evaluated.get(plan.total_steps) or evaluate(state)),
+            **{name: value for name, value in before.items() if name not in ("step", "epoch")},
+            **opened.result,
+            "parameters": parameters,
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("simclr_jax", "jax", "flax", "optax")
+            },
+        }
+        workdirs.write_result(workdir, result)
+    return result
+
+
+def title(name: str) -> str:
+    """`knn20_accuracy` as "20-NN accuracy", `top1_accuracy` as "top-1 accuracy"."""
+    return re.sub(r"^top(\d+)_", r"top-\1 ", re.sub(r"^knn(\d+)_", r"\1-NN ", name))
+
+
+def pace(result: Mapping[str, Any]) -> str:
+    """How long a run took."""
+    speed = result["images_per_second"]
+    return f"{result['steps']} steps in {result['seconds']:.0f} s on {result['device']}" + (
+        f", {speed:,.0f} images/s" if speed else ""
+    )
+
+
+def classifier_report(result: Mapping[str, Any]) -> str:
+    """The last lines of a run that ends with a classifier."""
+    names = {
+        "top1_accuracy_before": "top-1 before",
+        "top1_accuracy_teacher": "top-1, teacher",
+        "top1_accuracy": "top-1",
+        "top5_accuracy": "top-5",
+    }
+    lines = [f"  {text:<14}  {result[name]:6.1%}" for name, text in names.items() if name in result]
+    heading = f"accuracy on {result['accuracy_data']}, from {result['labels']:,} labels:"
+    return "\n".join([pace(result), heading, *lines])
+
+
+def main(flags: Any, train: Callable[..., dict[str, Any] | None], report: Callable[[dict], str]) -> int:
+    """The command line of a stage; returns the exit status.
+
+    Args:
+      flags: the entry's, among them `config` and `workdir`.
+      train: (settings, workdir, stop) to the result.
+      report: the last lines of a run, from its result.
+    """
+    file = command.config_file(flags)
+    workdir = pathlib.Path(flags["workdir"].value or pathlib.Path("runs", file.stem))
+    stop = StopRequest()
+    try:
+        result = train(flags["config"].value, workdir, stop)
+    except loop.NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if result is None:
+        return 130 if stop.signal == signal.SIGINT else 0
+    print(report(result))
+    return 0
