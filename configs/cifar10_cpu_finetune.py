@@ -29,6 +29,7 @@ def get_config() -> Config:
     config.model.head_out = 64
 
     config.classifier.start = "probe"
+    config.classifier.batch_norm = "running"
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3

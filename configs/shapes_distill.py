@@ -1,4 +1,4 @@
-"""Shapes, third stage: a student learns the classes of configs/shapes_finetune.py's run from all images, unlabelled.
+"""Shapes, third stage: a student learns from the fine-tuned run what all images are, without their labels.
 
 TODO
 """

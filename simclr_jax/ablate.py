@@ -86,7 +86,7 @@ def ablate(
         written to `workdir`.
       NotFiniteError: if the loss of a cell becomes NaN or infinite.
     """
-    config.check(settings)
+    config.check(settings, stage="pretrain")
     check_operations(operations, settings)
     images = recipe.open_data(settings)
     settings = cell_config(settings, steps=steps, images=len(images))

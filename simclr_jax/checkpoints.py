@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,13 +36,16 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
       UserError: if the checkpoint is damaged; or for the first parameter that a module has only here or only
         there, or in another shape.
     """
-    abstract = _abstract({"params": params, "batch_stats": batch_stats})
+    # Orbax takes an empty dict for a leaf: an encoder with GroupNorm has no statistics, its head may have.
+    wanted = {"params": params, "batch_stats": batch_stats}
+    abstract = _abstract({kind: modules for kind, modules in wanted.items() if modules})
     partly = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
     try:
         stored: Any = ocp.checkpointables_metadata(str(folder.absolute() / str(step))).metadata["state"]
-        found = [_shapes(stored[kind], modules) for kind, modules in abstract.items()]
         difference = _difference(
-            [_shapes(modules, modules) for modules in abstract.values()], found, f"{folder / str(step)}"
+            _shapes(params, params) | _shapes(batch_stats, batch_stats),
+            _shapes(stored["params"], params) | _shapes(stored.get("batch_stats") or {}, batch_stats),
+            f"{folder / str(step)}",
         )
         if difference:
             raise UserError(difference)
@@ -56,7 +59,7 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
             f"{_first_line(error)}); remove {folder / str(step)} to use the one before it"
         ) from error
     weights = loaded["state"]
-    return weights["params"], weights["batch_stats"]
+    return weights["params"], weights.get("batch_stats", {})
 
 
 class Checkpoints:
@@ -194,17 +197,16 @@ def _shapes(tree: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, tu
     }
 
 
-def _difference(wanted: Sequence[Mapping], found: Sequence[Mapping], place: str) -> str | None:
-    """The first parameter or statistic that differs, in a sentence."""
-    for wanted_shapes, found_shapes in zip(wanted, found, strict=True):
-        for name, shape in wanted_shapes.items():
-            if name not in found_shapes:
-                return f"the model that the config asks for has {name}, of {shape}, and {place} has not"
-            if found_shapes[name] != shape:
-                return f"{name} is {found_shapes[name]} in {place}, and the config asks for {shape}"
-        for name, shape in found_shapes.items():
-            if name not in wanted_shapes:
-                return f"{place} has {name}, of {shape}, which the model that the config asks for has not"
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any], place: str) -> str | None:
+    """The first parameter or statistic that differs, by names and shapes, in a sentence."""
+    for name, shape in wanted.items():
+        if name not in found:
+            return f"the model that the config asks for has {name}, of {shape}, and {place} has not"
+        if found[name] != shape:
+            return f"{name} is {found[name]} in {place}, and the config asks for {shape}"
+    for name, shape in found.items():
+        if name not in wanted:
+            return f"{place} has {name}, of {shape}, which the model that the config asks for has not"
     return None
 
 

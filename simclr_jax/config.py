@@ -149,6 +149,9 @@ def default_config() -> Config:
     return config
 
 
+_COMMANDS = {"pretrain": "train", "finetune": "finetune", "distill": "distill"}  # that runs each stage
+
+
 def _one_of(*names: Any) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in names, "one of " + ", ".join(map(repr, names))
 
@@ -173,7 +176,7 @@ def _range(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "stage": _one_of("pretrain", "finetune", "distill"),
+    "stage": _one_of(*_COMMANDS),
     "seed": _between(0, 2**31 - 1),
     "data.canvas_size": _between(8, 4096),
     "data.max_unreadable": _probability,
@@ -203,6 +206,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.width": _above_zero,
     "model.stem": _one_of(*resnet.STEMS),
     "model.norm": _one_of(*resnet.NORMS),
+    "model.attention": _one_of(*resnet.ATTENTIONS),
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.head_layers": _at_least(1),
     "model.head_hidden": _at_least(1),
@@ -246,8 +250,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check(config: Config) -> None:
-    """Raises `UserError` for the first value that is out of its range, or a key that is unknown."""
+def check(config: Config, *, stage: str | None = None) -> None:
+    """Raises `UserError` for the first value that is out of its range, or a key that is unknown.
+
+    With `stage` also for a config of another one.
+    """
     values = flatten(config)
     known = flatten(default_config())
     for key in values:
@@ -265,6 +272,11 @@ def check(config: Config) -> None:
             valid = False
         if not valid:
             raise UserError(f"config.{key} is {values[key]!r}; it must be {expected}")
+    if stage is not None and config.stage != stage:
+        raise UserError(
+            f"this recipe is for python -m simclr_jax.{_COMMANDS[config.stage]}: its config.stage is "
+            f"{config.stage!r}"
+        )
     if config.stage == "pretrain" and config.views.count + config.views.small_count < 2:
         raise UserError(
             "config.views.count is 1; the loss needs two views of an image, or small_count as well"
@@ -288,6 +300,11 @@ def check(config: Config) -> None:
             "leave it 0"
         )
 
+    if config.model.attention == "sk" and config.model.depth not in resnet.BOTTLENECK_DEPTHS:
+        raise UserError(
+            f"config.model.attention is 'sk', which depth {config.model.depth} has no place for; set "
+            f"config.model.depth to one of {', '.join(map(str, resnet.BOTTLENECK_DEPTHS))}"
+        )
     if config.start.run and config.start.weights:
         raise UserError("set either config.start.run or config.start.weights, and leave the other empty")
     if config.stage != "pretrain":

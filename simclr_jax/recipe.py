@@ -1,4 +1,4 @@
-"""From a checked config to the pieces of a run; the only room that knows both."""
+"""From a checked config to the pieces of a run; what only runs with labels need is in `supervised`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

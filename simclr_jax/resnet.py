@@ -211,8 +211,8 @@ class Block(nnx.Module):
         shortcut = x
         if self.pool_stride:
             strides = (self.pool_stride, self.pool_stride)
-            # A window over the edge is the mean of what lies inside. On odd sides with stride 2, which no
-            # view of a multiple of 32 pixels has above 1x1, SimCLRv2 counts a zero for what lies outside.
+            # A window over the edge is the mean of what lies inside. On an odd side with stride 2, which
+            # views of a multiple of 32 pixels never meet, SimCLRv2 counts what lies outside as zero.
             shortcut = nnx.avg_pool(x, (2, 2), strides, "SAME", count_include_pad=False)
         if self.projects:
             shortcut = self.shortcut_norm(self.shortcut_conv(shortcut))

@@ -22,7 +22,6 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, say
 
-_COMMANDS = {"pretrain": "train", "finetune": "finetune", "distill": "distill"}  # of each stage
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 
 
@@ -58,12 +57,7 @@ def run(
         before the first byte is written to `workdir`.
       NotFiniteError: if the loss becomes NaN or infinite.
     """
-    config.check(settings)
-    if settings.stage != stage:
-        raise UserError(
-            f"this recipe is for python -m simclr_jax.{_COMMANDS[settings.stage]}: its config.stage is "
-            f"{settings.stage!r}"
-        )
+    config.check(settings, stage=stage)
     workdirs.check(workdir, settings)
     finished = workdirs.read_result(workdir)
     if finished is not None:

@@ -1,4 +1,4 @@
-"""From a checked config to the pieces that learn from labels: images, classifier, accuracy."""
+"""From a checked config to the pieces of a run with labels: images, classifier, accuracy."""
 
 from collections.abc import Callable
 from typing import Any

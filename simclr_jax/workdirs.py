@@ -27,7 +27,10 @@ def check(workdir: pathlib.Path, settings: Config) -> None:
         raise UserError(f"--workdir {workdir} cannot be written; name another folder")
     file = workdir / _CONFIG
     if file.exists():
-        differing = config.differing_keys(json.loads(file.read_text()), _as_json(settings))
+        # Keys that are newer than the run had their defaults in it.
+        defaults, stored = _as_json(config.default_config()), json.loads(file.read_text())
+        then = config.flatten(defaults) | config.flatten(stored)
+        differing = config.differing_keys(then, _as_json(settings))
         if differing:
             raise UserError(
                 f"{workdir} holds a run of a different config: {', '.join(differing)}; "

@@ -32,8 +32,9 @@ def test_recipes_pass_the_check(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_tell_source_and_command(path):
     header = path.read_text().split('"""')[1]
+    entry = {"pretrain": "train", "finetune": "finetune", "distill": "distill"}[load(path).stage]
     assert "Source:" in header
-    assert f"python -m simclr_jax.train --config configs/{path.name}" in header
+    assert f"python -m simclr_jax.{entry} --config configs/{path.name}" in header
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,12 @@ def test_recipes_tell_source_and_command(path):
         ("model.stem", "cfar"),
         ("model.norm", "layer"),
         ("model.dtype", "float16"),
-        ("model.head_layers", 5),
+        ("model.head_layers", 0),
+        ("labels.fraction", 0.0),
+        ("labels.fraction", 1.5),
+        ("classifier.encoder_rate", -1.0),
+        ("distill.alpha", 1.5),
+        ("distill.temperature", 0.0),
         ("optimizer.name", "adam"),
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.scaling", "cubic"),
@@ -73,6 +79,13 @@ def test_a_value_out_of_range_is_named_with_what_was_expected(key, value):
     section, name = key.split(".")
     settings[section][name] = value
     with pytest.raises(UserError, match=rf"config\.{key} is .*must be"):
+        config.check(settings)
+
+
+def test_an_unknown_stage_is_named():
+    settings = valid_config()
+    settings.stage = "train"
+    with pytest.raises(UserError, match=r"config\.stage is 'train'; it must be one of 'pretrain', "):
         config.check(settings)
 
 

@@ -1,5 +1,6 @@
 """`python -m simclr_jax.evaluate` from end to end, on runs of seconds."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax import evaluate, measure, recipe, runs, train, workdirs
+from simclr_jax import evaluate, finetune, measure, recipe, report, runs, train, workdirs
 from simclr_jax.config import default_config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -44,6 +45,19 @@ def folders(tmp_path_factory):
     shutil.copytree(base / "0", base / "1")
     workdirs.create(base / "1", tiny(1))
     return [base / "0", base / "1"]
+
+
+@pytest.fixture(scope="module")
+def classifier(folders, tmp_path_factory):
+    """A fine-tuned run."""
+    workdir = tmp_path_factory.mktemp("classifier") / "run"
+    settings = tiny(0)
+    settings.stage = "finetune"
+    settings.start.run = str(folders[0])
+    settings.labels.per_class = 4
+    settings.views.count = 1
+    assert finetune.finetune(settings, workdir, StopRequest())
+    return workdir
 
 
 def command(*arguments, cwd=None):
@@ -126,6 +140,42 @@ def test_several_runs_share_a_table(folders):
     assert list(kept) == [f"{folders[0]}: trained h", f"{folders[1]}: trained h", "raw pixels"]
     rows, _ = evaluate.evaluate([both[0], both[0]], images, FEW)
     assert sum("untrained" in row["name"] for row in rows) == 1
+
+
+def test_runs_of_two_kinds_stand_in_one_table(folders, classifier):
+    (pretrained, tuned), images = opened(folders[0], classifier)
+    rows, _ = evaluate.evaluate([pretrained], images, FEW)
+    found = evaluate.classify([tuned], images) + evaluate.probed([pretrained], images, rows)
+    assert [(row["kind"], row["labels"]) for row in found] == [("finetune", 40), ("pretrain", 200)]
+    logged = workdirs.read_result(classifier)
+    assert logged is not None
+    assert (found[0]["top1"], found[0]["top5"]) == (logged["top1_accuracy"], logged["top5_accuracy"])
+    assert found[0]["parameters"] == found[1]["parameters"] == logged["parameters"]
+    assert found[0]["images_per_second"] == logged["images_per_second"]
+    assert found[1]["top1"] == rows[0]["linear"]["accuracy"]
+    for row in found:
+        assert row["confusion"] is not None
+        counts = np.array(row["confusion"])
+        np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(images.queries.label, minlength=10))
+        assert np.trace(counts) / len(images.queries) == pytest.approx(row["top1"])
+    results = {"classifiers": found, "queries": {"name": "shapes", "count": 60}}
+    table = report.tables(results)[0]
+    assert [row[1] for row in table.rows] == ["fine-tuned", "linear probe"]
+
+
+def test_a_classifier_alone_is_evaluated_without_probes(classifier, tmp_path):
+    done = command("--workdir", classifier, "--nopictures", "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fine-tuned" in done.stdout and "k-NN" not in done.stdout
+    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == []
+
+
+def test_a_classifier_of_other_classes_is_refused(classifier):
+    (tuned,), images = opened(classifier)
+    names = tuple(reversed(images.queries.class_names))
+    queries = dataclasses.replace(images.queries, class_names=names)
+    with pytest.raises(UserError, match=r"knows 10 classes .* another order; they have to be the same"):
+        evaluate.classify([tuned], EvaluationSet(images.bank, queries))
 
 
 def test_crops_and_flips_for_the_probe(folders):

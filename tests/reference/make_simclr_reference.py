@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from reference.make_torch_reference import BATCH, HERE, draw, draw_weight
 
+BLOCKS = (2, 1, 1, 1)  # in the stages: one of each kind
+
 
 class Case(NamedTuple):
-    """An encoder, in the words of our ResNet."""
+    """An encoder, in the words of our ResNet but for its number of blocks."""
 
-    depth: int
+    bottleneck: bool
     width: float
     stem: str
     attention: str
@@ -30,9 +32,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "sk_resnet_d": Case(50, 0.125, "resnet-d", "sk", 64),
-    "se_resnet_d": Case(18, 0.25, "resnet-d", "se", 64),
-    "se_cifar": Case(50, 0.125, "cifar", "se", 16),
+    "sk_resnet_d": Case(True, 0.125, "resnet-d", "sk", 64),
+    "se_resnet_d": Case(False, 0.25, "resnet-d", "se", 64),
+    "se_cifar": Case(True, 0.125, "cifar", "se", 16),
 }
 
 
@@ -40,7 +42,7 @@ def draw_images(name: str) -> np.ndarray:
     """The images of a case, each of a contrast and a colour of its own.
 
     Where they are as alike as noise is, the BatchNorms of selective kernels, of one mean per image, multiply
-    rounding by 30 000 in all, ten times as much as here.
+    rounding five times as much as here.
     """
     pixels = CASES[name].pixels
     contrast = np.exp(0.5 * draw(f"{name} contrast", (BATCH, 1, 1, 1)))
@@ -108,8 +110,9 @@ def encoder_reference(name: str, original: Any, flags: Any) -> dict[str, np.ndar
     # In the original a ratio above 0 for SK also decides for ResNet-D.
     flags.sk_ratio = 1 / 16 if case.stem == "resnet-d" else 0.0
     flags.se_ratio = 1 / 16 if case.attention == "se" else 0.0
-    encoder = original.resnet(case.depth, case.width, cifar_stem=case.stem == "cifar")
-    if case.depth == 18:
+    kind = original.BottleneckBlock if case.bottleneck else original.ResidualBlock
+    encoder = original.Resnet(kind, BLOCKS, case.width, cifar_stem=case.stem == "cifar")
+    if not case.bottleneck:
         # It projects in the first block of every stage; torchvision and ours where the shape changes.
         encoder.block_groups[0].layers[0].shortcut_layers = []
     images = tf.constant(draw_images(name))

@@ -1,0 +1,38 @@
+"""Shapes with labels alone: TODO
+"""
+
+from simclr_jax.config import Config, default_config
+
+
+def get_config() -> Config:
+    config = default_config()
+    config.stage = "finetune"
+    config.labels.fraction = 0.01
+
+    config.data.dataset = "shapes"
+    config.data.canvas_size = 32
+
+    config.views.count = 1
+    config.views.size = 48
+    config.views.crop_area = (0.6, 1.0)
+    config.views.brightness = 0.6
+    config.views.contrast = 0.6
+    config.views.saturation = 1.0
+    config.views.hue = 0.5
+    config.views.grayscale = 0.5
+    config.views.blur = 0.0
+
+    config.model.depth = 10
+    config.model.width = 0.25
+    config.model.stem = "imagenet"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.scaling = "none"
+    config.optimizer.weight_decay = 1e-4
+
+    config.train.steps = 600
+    config.train.batch_size = 40
+
+    config.evaluation.dataset = "shapes"
+    return config
