@@ -1,4 +1,10 @@
-"""CIFAR-10 with labels alone on two CPU cores: TODO
+"""CIFAR-10 with labels alone on two CPU cores: from scratch on 10 % of them, what fine-tuning has to beat.
+
+Source: ours, the encoder of configs/cifar10_cpu.py; crops and flips.
+Command: python -m simclr_jax.finetune --config configs/cifar10_cpu_supervised.py
+Hardware, time, accuracy: two CPU cores, @@T10@@, top-1 @@A10@@ on JPEG-re-encoded CIFAR-10.
+
+1 %: --config.labels.fraction=0.01 --config.train.epochs=200, top-1 @@A1@@.
 """
 
 from simclr_jax.config import Config, default_config

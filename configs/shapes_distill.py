@@ -1,6 +1,11 @@
 """Shapes, third stage: a student learns from the fine-tuned run what all images are, without their labels.
 
-TODO
+Source: SimCLRv2 (https://arxiv.org/abs/2006.10029, section 3), self-distillation. The student begins with the
+pretrained encoder, as these are few steps, and the views keep the colour changes of configs/shapes.py.
+Command: python -m simclr_jax.distill --config configs/shapes_distill.py
+Before it: python -m simclr_jax.finetune --config configs/shapes_finetune.py
+Hardware, time, accuracy: two CPU cores, @@DIT@@, top-1 60.3 % from a teacher of 59.1 % (@@DIS@@ from those of
+other labels).
 """
 
 from simclr_jax.config import Config, default_config

@@ -1,4 +1,10 @@
-"""Shapes with labels alone: TODO
+"""Shapes with labels alone: from scratch on 1 % of them, 4 of each class, what fine-tuning has to beat.
+
+Source: ours. The views keep the colour changes of configs/shapes.py, which tell the network that colour does
+not matter; with crops and flips alone it reaches 12.3 % in 200 steps.
+Command: python -m simclr_jax.finetune --config configs/shapes_supervised.py
+Hardware, time, accuracy: two CPU cores, @@SUPT@@, top-1 40.8 % (labels of seed 0; @@SUPS@@ with
+those of 1 and 2).
 """
 
 from simclr_jax.config import Config, default_config

@@ -1,8 +1,9 @@
 """Checkpoints of a run, with Orbax; the only file that knows its names."""
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,30 +37,37 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
       UserError: if the checkpoint is damaged; or for the first parameter that a module has only here or only
         there, or in another shape.
     """
-    # Orbax takes an empty dict for a leaf: an encoder with GroupNorm has no statistics, its head may have.
-    wanted = {"params": params, "batch_stats": batch_stats}
-    abstract = _abstract({kind: modules for kind, modules in wanted.items() if modules})
+    place = folder.absolute() / str(step)
+    with _readable(folder, step):
+        stored: Any = ocp.checkpointables_metadata(str(place)).metadata["state"]
+    # Of a damaged checkpoint there is nothing to compare, and loading tells what is wrong with it.
+    difference = stored and _difference(
+        _shapes(params, params) | _shapes(batch_stats, batch_stats),
+        _shapes(stored["params"], params) | _shapes(stored.get("batch_stats") or {}, batch_stats),
+        f"{folder / str(step)}",
+    )
+    if difference:
+        raise UserError(difference)
+    # Orbax takes an empty dict for a leaf: an encoder with GroupNorm has no statistics.
+    kinds = {"params": params, "batch_stats": batch_stats}
+    wanted = {kind: {name: tree for name, tree in trees.items() if tree} for kind, trees in kinds.items()}
+    abstract = _abstract({kind: trees for kind, trees in wanted.items() if trees})
     partly = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+    with _readable(folder, step), ocp.Context(pytree_options=partly):
+        weights = ocp.load_checkpointables(str(place), {"state": abstract})["state"]
+    return weights["params"], weights.get("batch_stats", {})
+
+
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Turns what Orbax raises on a damaged file, nearly any type, into a `UserError`."""
     try:
-        stored: Any = ocp.checkpointables_metadata(str(folder.absolute() / str(step))).metadata["state"]
-        difference = _difference(
-            _shapes(params, params) | _shapes(batch_stats, batch_stats),
-            _shapes(stored["params"], params) | _shapes(stored.get("batch_stats") or {}, batch_stats),
-            f"{folder / str(step)}",
-        )
-        if difference:
-            raise UserError(difference)
-        with ocp.Context(pytree_options=partly):
-            loaded = ocp.load_checkpointables(str(folder.absolute() / str(step)), {"state": abstract})
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file makes Orbax raise nearly any type
+        yield
+    except Exception as error:
         raise UserError(
             f"the checkpoint of step {step} in {folder} cannot be read ({type(error).__name__}: "
             f"{_first_line(error)}); remove {folder / str(step)} to use the one before it"
         ) from error
-    weights = loaded["state"]
-    return weights["params"], weights.get("batch_stats", {})
 
 
 class Checkpoints:

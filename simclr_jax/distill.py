@@ -24,7 +24,8 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from simclr_jax import command, recipe, runs, session, supervised, training
+from simclr_jax import command, recipe, runs, session, supervised, training, workdirs
+from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -44,6 +45,8 @@ def distill(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[
 def _open(settings: Config, fresh: bool) -> session.Stage:
     name = settings.distill.teacher
     teacher = runs.open_classifier(runs.open_run(pathlib.Path(name).expanduser()))
+    if workdirs.read_result(teacher.run.workdir) is None:
+        raise UserError(f"the teacher {name} is not finished; run its command again before it teaches")
     for key in ("mean", "std"):
         theirs = teacher.run.settings.views[key]
         if tuple(theirs) != tuple(settings.views[key]):
@@ -58,7 +61,7 @@ def _open(settings: Config, fresh: bool) -> session.Stage:
     weights = teacher.weights(teacher.run.steps[-1])
 
     def before(state: Any) -> dict[str, float]:
-        infer = recipe.build_inference(teacher.model, type(teacher.model).__call__)(*weights)
+        infer = recipe.build_inference(teacher.model, Classifier.__call__)(*weights)
         accuracy = supervised.classify(settings, infer, queries).top1
         say(f"teacher: top-1 accuracy {accuracy:.1%} on {queries.name}")
         return {"top1_accuracy_teacher": accuracy}
@@ -75,13 +78,12 @@ def _images(settings: Config, teacher: runs.TrainedClassifier) -> Pack:
     images = recipe.open_data(settings)
     label = np.full_like(images.label, -1)
     if settings.distill.alpha < 1:
-        for key in ("dataset", "folder", "split"):
-            theirs, ours = teacher.run.settings.data[key], settings.data[key]
-            if theirs != ours:
-                raise UserError(
-                    "config.distill.alpha is below 1, which uses the labels that the teacher learned from: "
-                    f"set config.data.{key} to its {theirs!r} instead of {ours!r}, or alpha to 1"
-                )
+        # Not the images of the teacher's own config: a distilled teacher may have learned from others.
+        if images.name != teacher.labels["data"]:
+            raise UserError(
+                "config.distill.alpha is below 1, which uses the labels that the teacher learned from, of "
+                f"{teacher.labels['data']}: set config.data to that instead of {images.name}, or alpha to 1"
+            )
         rows = np.asarray(teacher.labels["rows"])
         label[rows] = images.label[rows]
     return dataclasses.replace(images, label=label)

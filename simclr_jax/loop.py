@@ -157,7 +157,9 @@ def fit(
     call_steps = 1
     log.progress(step, meter.latest)
 
-    while step < total_steps and not stop:
+    stopping = bool(stop)
+
+    while step < total_steps and not stopping:
         milestones = _milestones(step, log_every_steps, evaluate_every_steps)
         count = min(call_steps, min(total_steps, *milestones) - step)
         began = time.monotonic()
@@ -180,7 +182,8 @@ def fit(
         if evaluated:
             meter.sync()
             meter.latest |= evaluate(state)
-        if evaluated or stop or time.monotonic() - saved_at >= checkpoint_seconds:
+        stopping = bool(stop)  # looked at once, so that what ends the loop has been saved
+        if evaluated or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
             meter.sync()
             checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)
             saved_at = time.monotonic()

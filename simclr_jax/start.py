@@ -46,7 +46,7 @@ def start_model(config: Config) -> SimCLR:
 
 
 def _only(tree: Any, modules: tuple[str, ...]) -> dict[str, Any]:
-    return {name: tree[name] for name in modules if name in tree}
+    return {name: tree.get(name, {}) for name in modules}
 
 
 def start_at_probe(config: Config, model: Classifier, images: Pack) -> None:

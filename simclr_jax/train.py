@@ -36,6 +36,11 @@ def _open(settings: Config, fresh: bool) -> session.Stage:
     evaluation_set = recipe.open_evaluation_set(settings)
     model = start.start_model(settings) if fresh else recipe.build_model(settings)
     encode = recipe.build_inference(model, SimCLR.h)
+    about = {
+        "start": settings.start.run or settings.start.weights,
+        "knn1_metric": settings.evaluation.metric,
+        "knn1_data": str(evaluation_set),
+    }
 
     def evaluate(state: training.TrainState) -> dict[str, float]:
         return recipe.knn_accuracies(settings, encode(state.params, state.batch_stats), evaluation_set)
@@ -45,11 +50,14 @@ def _open(settings: Config, fresh: bool) -> session.Stage:
         raw_pixels = recipe.raw_pixel_accuracy(settings, evaluation_set)
         say(f"  raw pixels         {raw_pixels:.1%}")
         untrained = evaluate(state)["knn1_accuracy"]
-        say(f"  untrained encoder  {untrained:.1%}")
+        say(f"  {_first_encoder(about):<17}  {untrained:.1%}")
         return {"knn1_accuracy_raw_pixels": raw_pixels, "knn1_accuracy_untrained": untrained}
 
-    about = {"knn1_metric": settings.evaluation.metric, "knn1_data": str(evaluation_set)}
     return session.Stage(images, model, evaluate, before, about)
+
+
+def _first_encoder(about: dict[str, Any]) -> str:
+    return "encoder at start" if about.get("start") else "untrained encoder"
 
 
 def report(result: dict[str, Any]) -> str:
@@ -59,7 +67,7 @@ def report(result: dict[str, Any]) -> str:
             session.pace(result),
             f"1-NN accuracy on {result['knn1_data']}, {result['knn1_metric']} distance:",
             f"  raw pixels         {result['knn1_accuracy_raw_pixels']:6.1%}",
-            f"  untrained encoder  {result['knn1_accuracy_untrained']:6.1%}",
+            f"  {_first_encoder(result):<17}  {result['knn1_accuracy_untrained']:6.1%}",
             f"  trained encoder    {result['knn1_accuracy']:6.1%}",
         ]
     )

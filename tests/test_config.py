@@ -56,8 +56,15 @@ def test_recipes_tell_source_and_command(path):
         ("model.norm", "layer"),
         ("model.dtype", "float16"),
         ("model.head_layers", 0),
+        ("model.attention", "cbam"),
         ("labels.fraction", 0.0),
         ("labels.fraction", 1.5),
+        ("labels.fraction", float("nan")),
+        ("labels.per_class", -1),
+        ("labels.seed", -1),
+        ("classifier.head_layer", -1),
+        ("classifier.start", "random"),
+        ("classifier.batch_norm", "frozen"),
         ("classifier.encoder_rate", -1.0),
         ("distill.alpha", 1.5),
         ("distill.temperature", 0.0),
@@ -117,6 +124,60 @@ def test_a_temperature_weighs_cosines_only():
     with pytest.raises(UserError, match=r"--config\.evaluation\.metric=cosine") as raised:
         config.check(settings)
     assert "\n" not in str(raised.value)
+
+
+def refused(settings, message):
+    with pytest.raises(UserError, match=message) as raised:
+        config.check(settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_begin_as_a_run_or_as_a_file():
+    settings = valid_config()
+    for key in ("run", "weights"):
+        settings.start.update({"run": "", "weights": "", key: "somewhere"})
+        config.check(settings)
+    settings.start.update(run="somewhere", weights="somewhere")
+    refused(settings, r"either config\.start\.run or config\.start\.weights")
+
+
+def test_only_pretraining_needs_two_views():
+    settings = valid_config()
+    settings.views.count = 1
+    refused(settings, r"config\.views\.count is 1")
+    settings.views.small_count = 1
+    config.check(settings)
+    settings.views.small_count = 0
+    settings.stage = "finetune"
+    config.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept", "message"),
+    [(3, 0, None), (3, 2, None), (3, 3, "middle layers 1 to 2"), (1, 0, None), (1, 1, "no middle layer")],
+)
+def test_the_layers_that_are_kept_are_in_the_middle_of_the_head(layers, kept, message):
+    settings = valid_config()
+    settings.model.head_layers = layers
+    settings.classifier.head_layer = kept
+    config.check(settings)  # pretraining keeps them all
+    settings.stage = "finetune"
+    if message:
+        refused(settings, rf"config\.classifier\.head_layer is {kept}.*{message}")
+    else:
+        config.check(settings)
+
+
+def test_a_student_has_a_teacher_and_begins_with_zeros():
+    settings = valid_config()
+    settings.stage = "distill"
+    refused(settings, r"--config\.distill\.teacher")
+    settings.distill.teacher = "somewhere"
+    config.check(settings)
+    settings.classifier.start = "probe"
+    refused(settings, "needs labels")
+    settings.stage = "finetune"
+    config.check(settings)
 
 
 def test_the_plan_follows_the_final_config():

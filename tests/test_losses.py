@@ -1,4 +1,4 @@
-"""NT-Xent against PyTorch, against a slow float64 form, and its invariants."""
+"""The losses against PyTorch, against slow float64 forms, and their invariants."""
 
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from simclr_jax import losses
 
 # Jitted, as training uses it; without, each of its operations would compile by itself.
 nt_xent = jax.jit(losses.nt_xent, static_argnames="views")
+cross_entropy = jax.jit(losses.cross_entropy)
+distillation = jax.jit(losses.distillation, static_argnames=("temperature", "alpha"))
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -197,3 +199,170 @@ def test_value_and_gradient_equal_pytorch_live():
     (value, _), gradient = jax.value_and_grad(nt_xent, has_aux=True)(jnp.asarray(values), temperature=0.2)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-6)
+
+
+# ---------------------------------------------------------------- with labels, and with a teacher
+
+CLASSES = 5
+LABELS = np.array([0, 4, -1, 2, 2, -1, 1, 3, 0])
+
+
+def student_and_teacher(scale=1.0):
+    """Logits that agree on some rows and not on others."""
+    shared = draw("logits", (len(LABELS), CLASSES))
+    student, teacher = (shared + draw(f"{name} logits", shared.shape) for name in ("student", "teacher"))
+    return np.float32(scale) * student, np.float32(scale) * teacher
+
+
+def slow_softmax(logits):
+    """Probabilities and their logarithms in float64."""
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    log_odds = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return np.exp(log_odds), log_odds
+
+
+def slow_cross_entropy(logits, labels):
+    """Value, gradient and accuracy, in float64, over the rows with a label."""
+    rows = np.flatnonzero(labels >= 0)
+    odds, log_odds = slow_softmax(logits)
+    gradient = np.zeros(odds.shape)
+    gradient[rows] = (odds[rows] - np.eye(odds.shape[1])[labels[rows]]) / max(1, len(rows))
+    value = -log_odds[rows, labels[rows]].sum() / max(1, len(rows))
+    hits = (logits[rows].argmax(axis=1) == labels[rows]).sum()
+    return value, gradient, hits / max(1, len(rows))
+
+
+def slow_distillation(logits, teacher_logits, labels, temperature, alpha):
+    """Value, gradient and metrics in float64: equations 2 and 3 of SimCLRv2, as means."""
+    odds, log_odds = slow_softmax(logits / np.float64(temperature))
+    targets, log_targets = slow_softmax(teacher_logits / np.float64(temperature))
+    softened = -(targets * log_odds).sum(axis=1).mean()
+    gradient = (odds - targets) / (temperature * len(logits))
+    labelled, labelled_gradient, _ = slow_cross_entropy(logits, labels)
+    metrics = {
+        "distillation_loss": softened,
+        "divergence": (targets * (log_targets - log_odds)).sum(axis=1).mean(),
+        "agreement": (logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean(),
+    }
+    if alpha < 1:
+        metrics["labelled_loss"] = labelled
+    value = alpha * softened + (1 - alpha) * labelled
+    return value, alpha * gradient + (1 - alpha) * labelled_gradient, metrics
+
+
+cross_entropy_and_gradient = jax.jit(jax.value_and_grad(losses.cross_entropy, has_aux=True))
+distillation_and_gradient = jax.jit(
+    jax.value_and_grad(losses.distillation, has_aux=True), static_argnames=("temperature", "alpha")
+)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e4])
+def test_cross_entropy_equals_float64(scale):
+    logits, _ = student_and_teacher(scale)
+    (value, metrics), gradient = cross_entropy_and_gradient(logits, LABELS)
+    expected, expected_gradient, accuracy = slow_cross_entropy(logits, LABELS)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+    assert 0 < accuracy < 1
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+
+
+def test_rows_without_a_label_change_nothing():
+    logits, _ = student_and_teacher()
+    labelled = LABELS >= 0
+    (value, metrics), gradient = cross_entropy_and_gradient(logits, LABELS)
+    (alone, metrics_alone), gradient_alone = cross_entropy_and_gradient(logits[labelled], LABELS[labelled])
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    np.testing.assert_allclose(gradient[labelled], gradient_alone, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[~labelled], 0)
+    assert metrics["accuracy"] == metrics_alone["accuracy"]
+
+
+def test_without_any_label_cross_entropy_is_zero():
+    logits, _ = student_and_teacher(1e4)
+    (value, metrics), gradient = cross_entropy_and_gradient(logits, np.full(len(LABELS), -1))
+    assert (value, metrics["accuracy"]) == (0, 0)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "alpha", "scale"),
+    [(1.0, 1.0, 1.0), (0.1, 1.0, 1.0), (4.0, 0.3, 1.0), (0.5, 0.0, 1.0), (1.0, 0.5, 1e4), (0.1, 1.0, 1e4)],
+)
+def test_distillation_equals_float64(temperature, alpha, scale):
+    logits, teacher_logits = student_and_teacher(scale)
+    expected, expected_gradient, expected_metrics = slow_distillation(
+        logits, teacher_logits, LABELS, temperature, alpha
+    )
+    (value, metrics), gradient = distillation_and_gradient(
+        logits, teacher_logits, LABELS, temperature=temperature, alpha=alpha
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+    assert metrics.keys() == expected_metrics.keys()
+    assert 0 < metrics["agreement"] < 1
+    for name, found in metrics.items():
+        np.testing.assert_allclose(found, expected_metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_no_gradient_goes_into_the_teacher_or_out_of_the_metrics():
+    logits, teacher_logits = student_and_teacher()
+    options = {"temperature": 2.0, "alpha": 0.5}
+
+    def metrics_of(logits, teacher_logits):
+        return sum(distillation(logits, teacher_logits, LABELS, **options)[1].values())
+
+    def value_of(teacher_logits):
+        return distillation(logits, teacher_logits, LABELS, **options)[0]
+
+    np.testing.assert_array_equal(jax.grad(value_of)(teacher_logits), 0)
+    for gradient in jax.grad(metrics_of, argnums=(0, 1))(logits, teacher_logits):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(temperature):
+    logits, _ = student_and_teacher()
+    (value, metrics), gradient = distillation_and_gradient(
+        logits, logits, LABELS, temperature=temperature, alpha=1.0
+    )
+    assert value > 0  # the teacher's own uncertainty is left
+    np.testing.assert_allclose(metrics["divergence"], 0, atol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    assert metrics["agreement"] == 1
+
+
+def test_without_weight_on_the_teacher_distillation_is_cross_entropy():
+    logits, teacher_logits = student_and_teacher()
+    (value, metrics), gradient = distillation_and_gradient(
+        logits, teacher_logits, LABELS, temperature=0.7, alpha=0.0
+    )
+    (expected, _), expected_gradient = cross_entropy_and_gradient(logits, LABELS)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["labelled_loss"], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
+
+
+def test_with_all_weight_on_the_teacher_labels_do_not_matter():
+    logits, teacher_logits = student_and_teacher()
+    with_labels, without = (
+        distillation_and_gradient(logits, teacher_logits, labels, temperature=0.7, alpha=1.0)
+        for labels in (LABELS, np.full(len(LABELS), -1))
+    )
+    jax.tree.map(np.testing.assert_array_equal, with_labels, without)
+
+
+def test_losses_with_labels_are_computed_in_float32():
+    student, teacher = (jnp.asarray(logits, jnp.bfloat16) for logits in student_and_teacher())
+    exact = [np.asarray(logits, np.float32) for logits in (student, teacher)]
+    options = {"temperature": 0.3, "alpha": 0.5}
+    for found, expected in (
+        (cross_entropy(student, LABELS), cross_entropy(exact[0], LABELS)),
+        (
+            distillation(student, teacher, LABELS, **options),
+            distillation(*exact, LABELS, **options),
+        ),
+    ):
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+        jax.tree.map(np.testing.assert_array_equal, found, expected)

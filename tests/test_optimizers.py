@@ -1,7 +1,7 @@
 """Optimizers against PyTorch's stored results and a float64 LARS."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from reference.make_torch_reference import draw
 
-from simclr_jax.optimizers import make_optimizer
+from simclr_jax.optimizers import NAMES, make_optimizer
 
 REFERENCE = Path(__file__).parent / "reference"
 SHAPES = {"kernel": (3, 4), "bias": (4,)}
@@ -25,14 +25,20 @@ def gradient(name, step):
     return draw(f"{name} gradient {step}", SHAPES[name])
 
 
-def five_steps(tx) -> dict[str, jax.Array]:
-    params = {name: jnp.asarray(draw(name, shape)) for name, shape in SHAPES.items()}
+def initial() -> dict[str, jax.Array]:
+    return {name: jnp.asarray(draw(name, shape)) for name, shape in SHAPES.items()}
+
+
+def five_steps(tx, module=None) -> dict[str, jax.Array]:
+    """Of the parameters by themselves, or as those of a `module`."""
+    params: Any = {module: initial()} if module else initial()
     state = tx.init(params)
+    update = jax.jit(tx.update)
     for step in range(5):
         grads = {name: jnp.asarray(gradient(name, step)) for name in SHAPES}
-        updates, state = tx.update(grads, state, params)
-        params = cast(dict[str, jax.Array], optax.apply_updates(params, updates))
-    return params
+        updates, state = update({module: grads} if module else grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params[module] if module else params
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -43,7 +49,7 @@ def test_equals_pytorch(name):
         np.testing.assert_allclose(actual[key], expected[key], rtol=2e-5, atol=2e-6, err_msg=key)
 
 
-def slow_lars(decay):
+def slow_lars(decay, trusted=True):
     """tf2/lars_optimizer.py of google-research/simclr (classic momentum) in float64."""
     params = {name: draw(name, shape).astype(np.float64) for name, shape in SHAPES.items()}
     buffers = {name: np.zeros(shape) for name, shape in SHAPES.items()}
@@ -53,7 +59,7 @@ def slow_lars(decay):
             if name == "kernel" or decay == "all":
                 g = g + 0.1 * w
             trust = 1.0
-            if name == "kernel":
+            if name == "kernel" and trusted:
                 trust = 0.02 * np.linalg.norm(w) / np.linalg.norm(g)
             buffers[name] = 0.8 * buffers[name] + learning_rate(step) * trust * g
             params[name] = w - buffers[name]
@@ -69,6 +75,47 @@ def test_lars_equals_the_official_one(decay):
     actual = five_steps(tx)
     for key in SHAPES:
         np.testing.assert_allclose(actual[key], expected[key], atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("module", ["encoder", "head", "classifier"])
+def test_lars_trusts_all_kernels_but_that_of_a_classifier_which_decays_as_well(module):
+    expected = slow_lars("kernels", trusted=module != "classifier")
+    tx = make_optimizer("lars", learning_rate, weight_decay=0.1, momentum=0.8, trust_coefficient=0.02)
+    actual = five_steps(tx, module)
+    for key in SHAPES:
+        np.testing.assert_allclose(actual[key], expected[key], atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("decay", ["kernels", "all"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rate_of_zero_changes_no_bit(name, decay):
+    tx = make_optimizer(name, learning_rate, weight_decay=0.1, decay=decay, rates={"encoder": 0.0})
+    for key, value in five_steps(tx, "encoder").items():
+        np.testing.assert_array_equal(value, initial()[key])
+    for key, value in five_steps(tx, "classifier").items():
+        assert (value != initial()[key]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rate_multiplies_the_learning_rate_of_its_part_alone(name):
+    tx = make_optimizer(name, learning_rate, weight_decay=0.1, rates={"encoder": 0.1, "head": 3.0})
+    for module, rate in {"encoder": 0.1, "head": 3.0, "classifier": 1.0}.items():
+        alone = make_optimizer(name, lambda step, rate=rate: rate * learning_rate(step), weight_decay=0.1)
+        expected = five_steps(alone, module)
+        for key, value in five_steps(tx, module).items():
+            np.testing.assert_allclose(value, expected[key], atol=1e-6, err_msg=f"{module} {key}")
+
+
+def test_without_rates_the_state_is_that_of_older_checkpoints():
+    bare = {
+        "lars": optax.lars(learning_rate, weight_decay_mask=True, trust_ratio_mask=True),
+        "sgd": optax.chain(optax.add_decayed_weights(0.1, True), optax.sgd(learning_rate, 0.9)),
+        "adamw": optax.adamw(learning_rate, mask=True),
+    }
+    assert bare.keys() == set(NAMES)
+    for name, tx in bare.items():
+        ours = make_optimizer(name, learning_rate, weight_decay=0.1)
+        assert jax.tree.structure(ours.init(initial())) == jax.tree.structure(tx.init(initial())), name
 
 
 def test_lars_moves_a_zero_kernel():

@@ -90,6 +90,32 @@ def test_a_key_that_came_after_the_run_has_its_default(tmp_path):
     assert found.seed == 3
 
 
+def test_a_run_from_before_there_were_stages_is_a_pretrained_one(tmp_path):
+    settings = valid_config()
+    settings.model.depth = 34
+    workdirs.create(tmp_path, settings)
+
+    def forget(values):
+        for key in ("stage", "start", "labels", "classifier", "distill"):
+            del values[key]
+        del values["model"]["attention"]
+        values["run"]["best_metric"] = "knn1_accuracy"
+
+    rewrite_config(tmp_path, forget)
+    found = workdirs.read_config(tmp_path)
+    settings.run.best_metric = "knn1_accuracy"
+    assert found.to_dict() == settings.to_dict()
+    assert workdirs.read_labels(tmp_path) is None
+
+
+def test_the_labels_learned_from_lie_beside_the_config(tmp_path):
+    labels = {"classes": ["cat", "dog"], "count": 2, "rows": [3, 5]}
+    workdirs.create(tmp_path, valid_config(), labels)
+    assert json.loads((tmp_path / "labels.json").read_text()) == labels
+    assert workdirs.read_labels(tmp_path) == labels
+    workdirs.check(tmp_path, valid_config())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

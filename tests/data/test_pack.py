@@ -96,6 +96,24 @@ def test_canvas_is_a_read_only_memory_map(cache):
         pack.canvas[0] = 0
 
 
+def test_some_of_the_images_are_a_pack_in_memory(cache):
+    pack = open_quietly(
+        Memory([png(10 + index, *size) for index, size in enumerate([(4, 4), (2, 4), (4, 1)])])
+    )
+    taken = pack.take(np.array([1, 2]))
+    assert len(taken) == 2
+    for name in ("canvas", "extent", "label"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(pack, name)[1:])
+    assert not isinstance(taken.canvas, np.memmap)
+    assert (taken.name, taken.class_names, taken.unreadable) == (pack.name, pack.class_names, pack.unreadable)
+    assert len(pack) == 3
+
+
+def test_all_of_the_images_stay_where_they_lie(cache):
+    pack = open_quietly(Memory([png(1), png(2)]))
+    assert pack.take(np.arange(2)) is pack
+
+
 def test_finished_pack_is_opened_without_the_images(cache):
     first = open_quietly(Memory([png(1), png(2)]))
     again = Memory([png(1), png(2)])
