@@ -37,7 +37,7 @@ def get_config() -> Config:
     config.optimizer.scaling = "none"
     config.optimizer.weight_decay = 1e-4
 
-    config.train.epochs = 3
+    config.train.epochs = 8
     config.train.batch_size = 128
 
     config.evaluation.dataset = "cifar10"

@@ -43,7 +43,7 @@ def get_config() -> Config:
     config.optimizer.scaling = "none"
     config.optimizer.weight_decay = 1e-4
 
-    config.train.epochs = 5
+    config.train.epochs = 15
     config.train.batch_size = 64
 
     config.evaluation.dataset = "shapes"

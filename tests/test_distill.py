@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from simclr_jax import config, distill, evaluation, labels, recipe, runs, supervised, training, workdirs
 from simclr_jax import mesh as meshes
@@ -27,22 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 STEPS, BATCH = 30, 40
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(cache_folder):
-    """Little time to compile, and none for programs that another run here has had."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(cache_folder / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-    }
-    previous = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in previous.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("kept_compilations")
 
 
 def tiny(stage):

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
@@ -41,22 +40,7 @@ from simclr_jax.interrupt import StopRequest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(cache_folder):
-    """Little time to compile, and none for programs that another run here has had."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(cache_folder / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-    }
-    previous = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in previous.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("kept_compilations")
 
 
 def tiny(stage="finetune"):

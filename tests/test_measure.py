@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
@@ -26,11 +25,7 @@ def make_features():
     return Features(rows, labels, found, queries, CLASSES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.5)
 COLOURS = {"jitter": 1.0, "grayscale": 1.0, "blur": 1.0, "solarize": 1.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_config(**views):

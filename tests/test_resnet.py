@@ -19,12 +19,7 @@ from simclr_jax.resnet import ResNet
 REFERENCE = Path(__file__).parent / "reference"
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Half the time to compile, the same numbers to the tolerances below."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture

@@ -30,11 +30,7 @@ from simclr_jax.errors import UserError
 LABELS = {"classes": [f"class {label}" for label in range(10)], "count": 10, "rows": list(range(10))}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tiny(stage="pretrain", **start):

@@ -23,12 +23,7 @@ from simclr_jax.torchvision_weights import from_torchvision, read, to_torchvisio
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Half the time to compile, the same numbers to the tolerances below."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
