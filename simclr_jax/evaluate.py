@@ -34,12 +34,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from simclr_jax import classification, command, evaluation, measure, recipe, report, supervised, training
-from simclr_jax.classifier import Classifier
+from simclr_jax import command, comparison, evaluation, measure, recipe, report
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -47,9 +45,8 @@ from simclr_jax.evaluation import EvaluationSet
 from simclr_jax.logs import say, write_json
 from simclr_jax.mesh import device_name
 from simclr_jax.page import Section
-from simclr_jax.runs import Encoder, Run, open_classifier, open_run, set_evaluation
+from simclr_jax.runs import Encoder, Run, open_run, set_evaluation
 from simclr_jax.table import table_text
-from simclr_jax.workdirs import read_result
 
 _KS = (1, 10, 20, 200)
 _LABELS = (10, 20, 50, 100, 200, 500)
@@ -227,88 +224,6 @@ def evaluate(
     return rows, kept
 
 
-def classify(runs: Sequence[Run], images: EvaluationSet) -> list[report.ClassifierRow]:
-    """What the last checkpoints of fine-tuned and distilled runs reach on the queries of `images`."""
-    rows: list[report.ClassifierRow] = []
-    for run in runs:
-        trained = open_classifier(run)
-        supervised.check_classes(images.queries, trained.labels["classes"], run.name)
-        infer = recipe.build_inference(trained.model, Classifier.__call__)
-        found = supervised.classify(run.settings, infer(*trained.weights(run.steps[-1])), images.queries)
-        rows.append(
-            _classifier_row(
-                run,
-                labels=trained.labels["count"],
-                parameters=_size(trained.model),
-                top1=found.top1,
-                top5=found.top5,
-                confusion=_confusion(images.queries, found.predicted),
-                queries=len(images.queries),
-            )
-        )
-        say(f"  {run.name}: top-1 {found.top1:.1%}")
-    return rows
-
-
-def probed(
-    runs: Sequence[Run], images: EvaluationSet, rows: Sequence[dict[str, Any]]
-) -> list[report.ClassifierRow]:
-    """The linear probes of pretrained runs, from the `rows` of `evaluate`, as classifiers."""
-    found = []
-    for run in runs:
-        row = next(row for row in rows if row["run"] == run.name and row["last"] and row["step"])
-        classifier = row["width"] * len(images.bank.class_names) + len(images.bank.class_names)
-        found.append(
-            _classifier_row(
-                run,
-                labels=len(images.bank),
-                parameters=_size(recipe.build_model(run.settings).encoder) + classifier,
-                top1=row["linear"]["accuracy"],
-                top5=row["linear"]["top5"],
-                confusion=row["linear"]["confusion"],
-                queries=len(images.queries),
-            )
-        )
-    return found
-
-
-def _classifier_row(
-    run: Run,
-    *,
-    labels: int,
-    parameters: int,
-    top1: float,
-    top5: float | None,
-    confusion: list[list[int]] | None,
-    queries: int,
-) -> report.ClassifierRow:
-    start = run.settings.start
-    return {
-        "name": run.name,
-        "run": run.name,
-        "kind": run.settings.stage,
-        "start": start.run or start.weights,
-        "labels": labels,
-        "parameters": parameters,
-        "images_per_second": (read_result(run.workdir) or {}).get("images_per_second"),
-        "top1": top1,
-        "top5": top5,
-        "standard_error": measure.standard_error(top1, queries),
-        "confusion": confusion,
-    }
-
-
-def _size(model: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(training.weights(model)[0]))
-
-
-def _confusion(queries: Pack, predicted: np.ndarray) -> list[list[int]] | None:
-    classes = len(queries.class_names)
-    if classes > measure.MAX_CONFUSION:
-        return None
-    return classification.confusion(queries.label, predicted, classes).tolist()
-
-
 def raw_size(settings: Config) -> int:
     """The pixels at which raw pixels are compared."""
     return min(settings.evaluation.canvas_size, _RAW_SIZE)
@@ -364,6 +279,7 @@ def main() -> int:
     out = pathlib.Path(_OUT.value or runs[0].workdir / "evaluation" / re.sub(r"[^\w.-]+", "-", name))
     images = recipe.open_evaluation_set(runs[0].settings)
     pretrained = [run for run in runs if run.settings.stage == "pretrain"]
+    tuned = [run for run in runs if run.settings.stage != "pretrain"]
     asked = questions(
         images,
         ks=_numbers(_NEIGHBORS, int),
@@ -375,11 +291,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
 
     say(f"measuring on {images}")
-    classifiers = classify([run for run in runs if run not in pretrained], images)
+    classifiers = comparison.classify(tuned, images)
     rows, kept = evaluate(
         pretrained, images, asked, stages=_STAGES.value, every=_EVERY.value, augmented=_AUGMENTED.value
     )
-    classifiers += probed(pretrained, images, rows)
+    classifiers += comparison.probed(pretrained, images, rows)
     order = [run.name for run in runs]
     results = {
         "bank": {"name": images.bank.name, "count": len(images.bank)},

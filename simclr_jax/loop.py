@@ -155,9 +155,8 @@ def fit(
     first_step = step
     saved_at = time.monotonic()
     call_steps = 1
-    log.progress(step, meter.latest)
-
     stopping = bool(stop)
+    log.progress(step, meter.latest)
 
     while step < total_steps and not stopping:
         milestones = _milestones(step, log_every_steps, evaluate_every_steps)

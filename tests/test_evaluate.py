@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax import evaluate, finetune, measure, recipe, report, runs, train, workdirs
+from simclr_jax import comparison, evaluate, finetune, measure, recipe, report, runs, train, workdirs
 from simclr_jax.config import default_config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -145,7 +145,7 @@ def test_several_runs_share_a_table(folders):
 def test_runs_of_two_kinds_stand_in_one_table(folders, classifier):
     (pretrained, tuned), images = opened(folders[0], classifier)
     rows, _ = evaluate.evaluate([pretrained], images, FEW)
-    found = evaluate.classify([tuned], images) + evaluate.probed([pretrained], images, rows)
+    found = comparison.classify([tuned], images) + comparison.probed([pretrained], images, rows)
     assert [(row["kind"], row["labels"]) for row in found] == [("finetune", 40), ("pretrain", 200)]
     logged = workdirs.read_result(classifier)
     assert logged is not None
@@ -175,7 +175,7 @@ def test_a_classifier_of_other_classes_is_refused(classifier):
     names = tuple(reversed(images.queries.class_names))
     queries = dataclasses.replace(images.queries, class_names=names)
     with pytest.raises(UserError, match=r"knows 10 classes .* another order; they have to be the same"):
-        evaluate.classify([tuned], EvaluationSet(images.bank, queries))
+        comparison.classify([tuned], EvaluationSet(images.bank, queries))
 
 
 def test_crops_and_flips_for_the_probe(folders):
