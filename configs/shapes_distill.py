@@ -4,8 +4,8 @@ Source: SimCLRv2 (https://arxiv.org/abs/2006.10029, section 3), self-distillatio
 pretrained encoder, as these are few steps, and the views keep the colour changes of configs/shapes.py.
 Command: python -m simclr_jax.distill --config configs/shapes_distill.py
 Before it: python -m simclr_jax.finetune --config configs/shapes_finetune.py
-Hardware, time, accuracy: two CPU cores, @@DIT@@, top-1 60.3 % from a teacher of 59.1 % (@@DIS@@ from those of
-other labels).
+Hardware, time, accuracy: two CPU cores, 36 s, top-1 63.3 % from a teacher of 62.5 % (52.7 and 55.0 %
+from those of 51.0 and 54.5 %).
 """
 
 from simclr_jax.config import Config, default_config
