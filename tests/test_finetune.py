@@ -210,7 +210,7 @@ def test_without_learning_the_linear_probe_stays(pretrained, tmp_path):
 
 
 class StopLater(StopRequest):
-    """Is asked to stop once it was looked at `looks` times; the loop looks before and after each step."""
+    """Is asked to stop once it was looked at `looks` times; the loop looks first and after each step."""
 
     def __init__(self, looks):
         super().__init__()
@@ -241,7 +241,7 @@ def test_interrupted_it_ends_with_the_bits_of_a_run_never_stopped(frozen, pretra
     settings = settings.copy_and_resolve_references()
     settings.start.run = str(shutil.copytree(pretrained, tmp_path / "pretrained"))
     workdir = tmp_path / "parts"
-    assert finetune.finetune(settings, workdir, StopLater(5)) is None
+    assert finetune.finetune(settings, workdir, StopLater(3)) is None
     assert logged(workdir)[-1]["step"] == 3
     assert not (workdir / "result.json").exists()
     shutil.rmtree(settings.start.run)  # what it began with is in its checkpoint
