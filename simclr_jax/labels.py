@@ -26,9 +26,10 @@ def draw(
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
+    bounds = np.searchsorted(labels[order], np.arange(len(class_names) + 1))
     chosen = []
-    for label, name in enumerate(class_names):
-        rows = order[labels[order] == label]
+    for name, first, end in zip(class_names, bounds[:-1], bounds[1:], strict=True):
+        rows = order[first:end]
         count = per_class or round(fraction * len(rows))
         if count > len(rows):
             raise ValueError(f"class {name} has {len(rows)} labelled images, {count} are asked for")
