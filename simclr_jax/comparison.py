@@ -1,14 +1,14 @@
 """Runs of all stages as rows of one table: by their classifier, or for lack of one by a linear probe."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
+from flax import nnx
 
-from simclr_jax import classification, measure, recipe, report, supervised, training, workdirs
+from simclr_jax import measure, recipe, report, supervised, training, workdirs
 from simclr_jax.classifier import Classifier
-from simclr_jax.data.pack import Pack
 from simclr_jax.evaluation import EvaluationSet
 from simclr_jax.logs import say
 from simclr_jax.runs import Run, open_classifier
@@ -32,7 +32,9 @@ def classify(runs: Sequence[Run], images: EvaluationSet) -> list[report.Classifi
                 parameters=_size(trained.model),
                 top1=found.top1,
                 top5=found.top5,
-                confusion=_confusion(images.queries, found.predicted),
+                confusion=measure.confusion(
+                    images.queries.label, found.predicted, len(images.queries.class_names)
+                ),
                 queries=len(images.queries),
             )
         )
@@ -47,12 +49,13 @@ def probed(
     found = []
     for run in runs:
         row = next(row for row in rows if row["run"] == run.name and row["last"] and row["step"])
-        classifier = row["width"] * len(images.bank.class_names) + len(images.bank.class_names)
+        model = nnx.eval_shape(partial(recipe.build_model, run.settings))
+        classifier = (row["width"] + 1) * len(images.bank.class_names)
         found.append(
             _classifier_row(
                 run,
                 labels=len(images.bank),
-                parameters=_size(recipe.build_model(run.settings).encoder) + classifier,
+                parameters=_size(model.encoder) + classifier,
                 top1=row["linear"]["accuracy"],
                 top5=row["linear"]["top5"],
                 confusion=row["linear"]["confusion"],
@@ -88,12 +91,6 @@ def _classifier_row(
     }
 
 
-def _size(model: Any) -> int:
+def _size(model: nnx.Module) -> int:
+    # optax.tree.size takes arrays only, and `probed` has no more than their shapes.
     return sum(leaf.size for leaf in jax.tree.leaves(training.weights(model)[0]))
-
-
-def _confusion(queries: Pack, predicted: np.ndarray) -> list[list[int]] | None:
-    classes = len(queries.class_names)
-    if classes > measure.MAX_CONFUSION:
-        return None
-    return classification.confusion(queries.label, predicted, classes).tolist()

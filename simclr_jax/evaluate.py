@@ -24,7 +24,6 @@
 Pictures need: pip install -e '.[figures]'
 """
 
-import importlib.metadata
 import importlib.util
 import math
 import pathlib
@@ -42,7 +41,7 @@ from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
-from simclr_jax.logs import say, write_json
+from simclr_jax.logs import say, versions, write_json
 from simclr_jax.mesh import device_name
 from simclr_jax.page import Section
 from simclr_jax.runs import Encoder, Run, open_run, set_evaluation
@@ -315,9 +314,7 @@ def main() -> int:
         "classifiers": sorted(classifiers, key=lambda row: order.index(row["run"])),
         "rows": rows,
         "device": device_name(),
-        "versions": {
-            package: importlib.metadata.version(package) for package in ("simclr_jax", "jax", "flax", "optax")
-        },
+        "versions": versions(),
     }
     write_json(out / "evaluation.json", results)
     for table in report.tables(results):

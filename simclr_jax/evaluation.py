@@ -29,11 +29,7 @@ class EvaluationSet(NamedTuple):
     def check(self) -> None:
         """Raises `UserError` unless both packs are labelled, and all that is asked can be learned."""
         for pack in self:
-            if not pack.class_names or (pack.label < 0).any():
-                raise UserError(
-                    f"{pack.name} has images without labels; choose a labelled data set and split to "
-                    "evaluate on"
-                )
+            check_labelled(pack)
         if self.bank.class_names != self.queries.class_names:
             raise UserError(f"{self.bank.name} and {self.queries.name} have different classes")
         absent = np.setdiff1d(self.queries.label, self.bank.label)
@@ -42,6 +38,14 @@ class EvaluationSet(NamedTuple):
                 f"class {self.bank.class_names[absent[0]]} of {self.queries.name} has no example in "
                 f"{self.bank.name}; choose a larger bank split"
             )
+
+
+def check_labelled(pack: Pack) -> None:
+    """Raises `UserError` unless every image has a label."""
+    if not pack.class_names or (pack.label < 0).any():
+        raise UserError(
+            f"{pack.name} has images without labels; choose a labelled data set and split to evaluate on"
+        )
 
 
 def embed(encode: Callable[[jax.Array], Any], pack: Pack, make_views: MakeViews, *, batch_size: int) -> Any:

@@ -19,6 +19,7 @@ import sys
 from typing import Any
 
 import jax
+import optax
 from absl import flags
 from flax import nnx
 
@@ -110,7 +111,7 @@ def main() -> int:
         ) from error
     facts = metadata(run, step)
     torchvision_weights.write(out, tensors, facts)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = optax.tree.size(params)
     say(
         f"wrote {out}: {count:,} parameters of step {step}, for {facts['build']}; "
         f"normalise pixels in [0, 1] with mean {facts['mean']} and std {facts['std']}"

@@ -1,6 +1,7 @@
 """What a run leaves for people to read: a progress line, metrics.jsonl, TensorBoard, small JSON files."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,6 +27,11 @@ def say(text: str) -> None:
     """Prints a line, above the progress line where there is one."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run learns."""
+    return {name: importlib.metadata.version(name) for name in ("simclr_jax", "jax", "flax", "optax")}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

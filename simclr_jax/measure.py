@@ -103,15 +103,20 @@ def measure(
             seed=questions.seeds[0],
         )
         few.append({"labels_per_class": per_class, **_summary(drawn, len(queries))})
-    counts = None
-    if classes <= MAX_CONFUSION:
-        counts = classification.confusion(query_labels, probes[0].predicted, classes).tolist()
+    counts = confusion(query_labels, probes[0].predicted, classes)
     return {
         "width": bank.shape[1],
         "knn": grid,
         "linear": {**_summary(probes, len(queries)), "confusion": counts},
         "few_labels": few,
     }
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]] | None:
+    """`classification.confusion` for JSON; None of more than 100 classes."""
+    if classes > MAX_CONFUSION:
+        return None
+    return classification.confusion(labels, predicted, classes).tolist()
 
 
 def standard_error(accuracy: float, queries: int) -> float:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import pathlib
 import re
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from flax import nnx
 
 from simclr_jax import checkpoints, command, config, loop, recipe, sheet, training, workdirs
@@ -20,7 +20,7 @@ from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
-from simclr_jax.logs import RunLog, say
+from simclr_jax.logs import RunLog, say, versions
 
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 
@@ -69,7 +69,7 @@ def run(
     plan = config.derive(settings, len(images))
     start = recipe.build_start(settings, plan, opened.model, mesh)
     state = start.state
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = optax.tree.size(state.params)
     say(f"{len(images):,} images of {images.name}; {parameters:,} parameters; {meshes.device_name()}")
     say(str(plan))
 
@@ -155,9 +155,7 @@ def run(
             **{name: value for name, value in before.items() if name not in ("step", "epoch")},
             **opened.result,
             "parameters": parameters,
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("simclr_jax", "jax", "flax", "optax")
-            },
+            "versions": versions(),
         }
         workdirs.write_result(workdir, result)
     return result

@@ -14,15 +14,16 @@ from simclr_jax.errors import UserError
 from simclr_jax.simclr import SimCLR
 
 
-def start_model(config: Config) -> SimCLR:
+def start_model(config: Config, *, fresh: bool = True) -> SimCLR:
     """The encoder and projection head that `config.start` asks for.
 
     A run gives its encoder, and where they are used its head too; a file gives the encoder. The rest is drawn
-    from the seed. Raises `UserError` naming the first parameter that differs from the config's model.
+    from the seed, and all of it where the run is not `fresh`, as its checkpoint then has the weights. Raises
+    `UserError` naming the first parameter that differs from the config's model.
     """
     model = recipe.build_model(config)
     start = config.start
-    if not (start.run or start.weights):
+    if not fresh or not (start.run or start.weights):
         return model
     params, batch_stats = training.weights(model)
     if start.run:

@@ -47,8 +47,7 @@ def open_labelled(config: Config) -> tuple[Pack, dict[str, Any]]:
 def open_queries(config: Config, classes: list[str], owner: str) -> Pack:
     """The labelled images that accuracy is measured on, whose classes have to be those of `owner`."""
     queries = recipe.open_evaluation_split(config, config.evaluation.query_split)
-    if not queries.class_names or (queries.label < 0).any():
-        raise UserError(f"{queries.name} has images without labels; choose a labelled split to evaluate on")
+    evaluation.check_labelled(queries)
     check_classes(queries, classes, owner)
     return queries
 
@@ -66,8 +65,7 @@ def check_classes(queries: Pack, classes: list[str], owner: str) -> None:
 
 def build_classifier(config: Config, classes: int, *, fresh: bool) -> Classifier:
     """The classifier; with `fresh` its encoder begins as `config.start` says, otherwise as drawn."""
-    model = start.start_model(config) if fresh else recipe.build_model(config)
-    return recipe.build_classifier(config, model, classes)
+    return recipe.build_classifier(config, start.start_model(config, fresh=fresh), classes)
 
 
 def build_evaluate(config: Config, model: Classifier, queries: Pack) -> Callable[[Any], dict[str, float]]:

@@ -34,7 +34,7 @@ def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[st
 def _open(settings: Config, fresh: bool) -> session.Stage:
     images = recipe.open_data(settings)
     evaluation_set = recipe.open_evaluation_set(settings)
-    model = start.start_model(settings) if fresh else recipe.build_model(settings)
+    model = start.start_model(settings, fresh=fresh)
     encode = recipe.build_inference(model, SimCLR.h)
     about = {
         "start": settings.start.run or settings.start.weights,
