@@ -8,7 +8,7 @@ Hardware, time, accuracy: two CPU cores, 2 minutes, top-1 60.3 % ± 0.2 on
 JPEG-re-encoded CIFAR-10 (three draws of the labels), from scratch 57.8 %.
 
 1 %: --config.labels.fraction=0.01 --config.train.epochs=60, top-1 48.0 % ± 0.2. With the statistics of
-pretraining (--config.classifier.batch_norm=running) 8 epochs on 10 % reach 55.7 % instead of 57.5 %.
+pretraining (--config.model.batch_norm=running) 8 epochs on 10 % reach 55.7 % instead of 57.5 %.
 """
 
 from simclr_jax.config import Config, default_config

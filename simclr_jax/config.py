@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, neighbors, optimizers, resnet, schedules, simclr
+from simclr_jax import augment, losses, neighbors, optimizers, resnet, schedules, simclr
 from simclr_jax.errors import UserError
 
 # An ml_collections ConfigDict. Its attributes are known at run time only, and there `check` answers for them.
@@ -74,6 +74,7 @@ def default_config() -> Config:
     model.stem = "imagenet"  # "imagenet": 7x7 stride 2 and max pool; "cifar": 3x3; "resnet-d": three 3x3
     model.attention = "none"  # "se": squeeze-excitation; "sk": selective kernels, as SimCLRv2's
     model.norm = "batch"  # "batch", "group"
+    model.batch_norm = "batch"  # statistics of the whole "batch"; each "microbatch"; "running", as at start
     model.dtype = "float32"  # "bfloat16": compute only, parameters and statistics stay float32
     model.head_layers = 2  # 3 in SimCLRv2
     model.head_hidden = 512
@@ -82,8 +83,11 @@ def default_config() -> Config:
     model.passes = "joint"  # "joint": one forward pass, one set of BatchNorm statistics; "separate"
 
     config.loss = ConfigDict()
-    loss = config.loss
-    loss.temperature = 0.5  # of NT-Xent
+    loss = config.loss  # of pretraining
+    loss.name = "nt_xent"  # "nt_xent"; "dcl", no positives in the denominator; "dclw", with weights
+    loss.temperature = 0.5
+    loss.sigma = 0.5  # of dclw's weights
+    loss.form = "auto"  # "plain", all similarities at once; "tiled", in linear memory; "auto", by size
 
     config.labels = ConfigDict()  # which of the labels are learned from; drawn once and recorded
     labels = config.labels
@@ -96,7 +100,6 @@ def default_config() -> Config:
     classifier.head_layer = 0  # layers of the projection head that stay under it; 0: it sees h
     classifier.start = "zeros"  # "zeros"; "probe": the linear probe of the frozen encoder
     classifier.encoder_rate = 1.0  # times the learning rate, for all but the classifier; 0: frozen
-    classifier.batch_norm = "batch"  # statistics: "batch", of each batch; "running", as they began
 
     config.distill = ConfigDict()
     distill = config.distill
@@ -120,6 +123,8 @@ def default_config() -> Config:
     train.epochs = 100
     train.steps = 0  # above 0: the run is this many steps, instead of epochs
     train.batch_size = 256  # images; twice as many views
+    train.microbatch_size = 0  # images at a time; the same gradient of the whole batch in less memory; 0: all
+    train.remat = False  # compute each block again for its gradient: less memory, more time
 
     config.evaluation = ConfigDict()
     evaluation = config.evaluation
@@ -206,6 +211,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.width": _above_zero,
     "model.stem": _one_of(*resnet.STEMS),
     "model.norm": _one_of(*resnet.NORMS),
+    "model.batch_norm": _one_of("batch", "microbatch", "running"),
     "model.attention": _one_of(*resnet.ATTENTIONS),
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.head_layers": _at_least(1),
@@ -213,14 +219,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.head_out": _at_least(1),
     "model.head_norm": _one_of(*simclr.HEAD_NORMS),
     "model.passes": _one_of("joint", "separate"),
+    "loss.name": _one_of(*losses.CONTRASTIVE),
     "loss.temperature": _above_zero,
+    "loss.sigma": _above_zero,
+    "loss.form": _one_of(*losses.FORMS),
     "labels.fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "labels.per_class": _at_least(0),
     "labels.seed": _between(0, 2**31 - 1),
     "classifier.head_layer": _at_least(0),
     "classifier.start": _one_of("zeros", "probe"),
     "classifier.encoder_rate": _at_least(0),
-    "classifier.batch_norm": _one_of("batch", "running"),
     "distill.temperature": _above_zero,
     "distill.alpha": _probability,
     "optimizer.name": _one_of(*optimizers.NAMES),
@@ -234,6 +242,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.epochs": _at_least(1),
     "train.steps": _at_least(0),
     "train.batch_size": _at_least(2),
+    "train.microbatch_size": _at_least(0),
     "evaluation.canvas_size": _between(8, 4096),
     "evaluation.crop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "evaluation.view_size": (lambda v: v == 0 or 8 <= v <= 1024, "0 or between 8 and 1024"),
@@ -305,6 +314,26 @@ def check(config: Config, *, stage: str | None = None) -> None:
             f"config.model.attention is 'sk', which depth {config.model.depth} has no place for; set "
             f"config.model.depth to one of {', '.join(map(str, resnet.BOTTLENECK_DEPTHS))}"
         )
+    if config.train.batch_size % (config.train.microbatch_size or 1):
+        raise UserError(
+            f"config.train.batch_size is {config.train.batch_size}, not a multiple of "
+            f"config.train.microbatch_size={config.train.microbatch_size}; set one of them to fit the other"
+        )
+    started = config.start.run or config.start.weights
+    in_parts = config.train.microbatch_size not in (0, config.train.batch_size)
+    in_head = {"none": 0, "hidden": config.model.head_layers - 1, "all": config.model.head_layers}
+    normalises = config.model.norm == "batch" or in_head[config.model.head_norm] > 0
+    if config.model.batch_norm == "batch" and in_parts and normalises:
+        raise UserError(
+            "config.model.batch_norm is 'batch', whose statistics of the whole batch cannot be had from "
+            f"{config.train.microbatch_size} images at a time; set --config.model.batch_norm=microbatch, or "
+            "--config.model.norm=group --config.model.head_norm=none"
+        )
+    if config.model.batch_norm == "running" and not started:
+        raise UserError(
+            "config.model.batch_norm is 'running', the statistics that the weights at the start bring, and "
+            "there are none; set config.start.run or config.start.weights"
+        )
     if config.start.run and config.start.weights:
         raise UserError("set either config.start.run or config.start.weights, and leave the other empty")
     if config.stage != "pretrain":
@@ -368,7 +397,7 @@ def derive(config: Config, images: int) -> Plan:
     return Plan(steps_per_epoch, total_steps, warmup_steps, peak)
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """The config as `{"train.batch_size": 256, ...}`, tuples as they are."""
     values = {}
     for key, value in config.items():
@@ -377,6 +406,12 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             values[key] = value
     return values
+
+
+def current(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat values of a nested JSON config, keys that have another name by now under that."""
+    renamed = {"classifier.batch_norm": "model.batch_norm"}
+    return {renamed.get(key, key): value for key, value in flatten(stored).items()}
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -20,9 +20,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 
 from simclr_jax import command, recipe, runs, session, supervised, training, workdirs
 from simclr_jax.classifier import Classifier
@@ -32,9 +30,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
 
-_FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS)
-flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
+_FLAGS = session.define_flags()
 
 
 def distill(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:

@@ -12,6 +12,9 @@ from jax.core import Tracer
 # zero, and the gradient at the zero vector is finite.
 _MIN_SQUARED_NORM = 1e-12
 
+CONTRASTIVE = ("nt_xent", "dcl", "dclw")
+FORMS = ("auto", "plain", "tiled")
+
 
 def nt_xent(z: jax.Array, *, temperature: float | jax.Array, views: int = 2) -> tuple[jax.Array, dict]:
     """Normalised-temperature cross-entropy (Chen et al. 2020, arXiv:2002.05709, equation 1).

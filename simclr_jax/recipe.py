@@ -129,7 +129,7 @@ def build_start(config: Config, plan: Plan, model: nnx.Module, mesh: Mesh) -> St
     """The state before the first step, on all devices, with what takes it on from there."""
     schedule = build_schedule(config, plan)
     optimizer = build_optimizer(config, schedule)
-    running = config.stage != "pretrain" and config.classifier.batch_norm == "running"
+    running = config.model.batch_norm == "running"
     graphdef, state = training.create_state(model, optimizer, running=running)
     return Start(graphdef, jax.device_put(state, meshes.replicated(mesh)), optimizer, schedule)
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from absl import flags
 from flax import nnx
+from ml_collections import config_flags
 
 from simclr_jax import checkpoints, command, config, loop, recipe, sheet, training, workdirs
 from simclr_jax import mesh as meshes
@@ -187,19 +189,31 @@ def classifier_report(result: Mapping[str, Any]) -> str:
     return "\n".join([pace(result), heading, *lines])
 
 
-def main(flags: Any, train: Callable[..., dict[str, Any] | None], report: Callable[[dict], str]) -> int:
+def define_flags() -> flags.FlagValues:
+    """The flags of an entry that runs a stage."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe of the run.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    return values
+
+
+def main(
+    values: flags.FlagValues, train: Callable[..., dict[str, Any] | None], report: Callable[[dict], str]
+) -> int:
     """The command line of a stage; returns the exit status.
 
     Args:
-      flags: the entry's, among them `config` and `workdir`.
+      values: of `define_flags`, parsed.
       train: (settings, workdir, stop) to the result.
       report: the last lines of a run, from its result.
     """
-    file = command.config_file(flags)
-    workdir = pathlib.Path(flags["workdir"].value or pathlib.Path("runs", file.stem))
+    file = command.config_file(values)
+    workdir = pathlib.Path(values["workdir"].value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:
-        result = train(flags["config"].value, workdir, stop)
+        result = train(values["config"].value, workdir, stop)
     except loop.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

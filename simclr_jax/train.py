@@ -12,18 +12,13 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from simclr_jax import command, recipe, session, start, training
 from simclr_jax.config import Config
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
 from simclr_jax.simclr import SimCLR
 
-_FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Recipe of the run.", lock_config=True, flag_values=_FLAGS)
-flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
+_FLAGS = session.define_flags()
 
 
 def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:

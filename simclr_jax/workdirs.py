@@ -29,7 +29,7 @@ def check(workdir: pathlib.Path, settings: Config) -> None:
     if file.exists():
         # Keys that are newer than the run had their defaults in it.
         defaults, stored = _as_json(config.default_config()), json.loads(file.read_text())
-        then = config.flatten(defaults) | config.flatten(stored)
+        then = config.flatten(defaults) | config.current(stored)
         differing = config.differing_keys(then, _as_json(settings))
         if differing:
             raise UserError(
@@ -58,7 +58,7 @@ def read_config(workdir: pathlib.Path) -> Config:
         raise UserError(f"{workdir} holds no run; name the --workdir of python -m simclr_jax.train")
     settings = config.default_config()
     known = config.flatten(settings)
-    for key, value in config.flatten(json.loads(file.read_text())).items():
+    for key, value in config.current(json.loads(file.read_text())).items():
         if key not in known:
             raise UserError(f"{file} has a key {key}, which this version does not know")
         section, _, name = key.rpartition(".")

@@ -64,7 +64,7 @@ def test_recipes_tell_source_and_command(path):
         ("labels.seed", -1),
         ("classifier.head_layer", -1),
         ("classifier.start", "random"),
-        ("classifier.batch_norm", "frozen"),
+        ("model.batch_norm", "frozen"),
         ("classifier.encoder_rate", -1.0),
         ("distill.alpha", 1.5),
         ("distill.temperature", 0.0),

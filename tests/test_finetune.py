@@ -60,8 +60,9 @@ def tiny(stage="finetune"):
     return settings
 
 
-def from_run(run, **classifier):
+def from_run(run, *, batch_norm="batch", **classifier):
     settings = tiny()
+    settings.model.batch_norm = batch_norm
     settings.views.count = 1
     settings.start.run = str(run)
     settings.classifier.update(classifier)
