@@ -73,6 +73,7 @@ def build_model(config: Config) -> simclr.SimCLR:
         norm=model.norm,
         attention=model.attention,
         dtype=dtype,
+        remat=config.train.remat,
         rngs=rngs,
     )
     head = simclr.ProjectionHead(
@@ -236,6 +237,8 @@ def build_step(
         forward=partial(training.forward, start.graphdef),
         optimizer=start.optimizer,
         learning_rate=start.schedule,
+        microbatches=config.train.batch_size // (config.train.microbatch_size or config.train.batch_size),
+        unroll=mesh.devices.flat[0].platform == "cpu",
     )
 
     def labels(batch: batches.Batch) -> jax.Array:

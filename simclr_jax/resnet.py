@@ -57,6 +57,7 @@ class ResNet(nnx.Module):
         norm: str = "batch",
         attention: str = "none",
         dtype: jnp.dtype | type = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         """Build the encoder.
@@ -76,6 +77,8 @@ class ResNet(nnx.Module):
             kernels in place of its 3x3 convolution, which needs bottlenecks. See `attention`.
           dtype: of the computation, float32 or bfloat16; parameters, and the means and variances of
             normalisation, are float32.
+          remat: keep only what goes into the stem and into each block, and compute the rest again for the
+            gradient (Chen et al. 2016, arXiv:1604.06174).
           rngs: gives the keys for the initial weights.
 
         Raises:
@@ -104,6 +107,7 @@ class ResNet(nnx.Module):
         make_mean_norm = make_norm if norm == "batch" else partial(make_norm, groups=1)
 
         self.stem = stem
+        self.remat = remat
         channels = stage_channels[0]
         if stem == "resnet-d":
             half = channels // 2
@@ -158,19 +162,23 @@ class ResNet(nnx.Module):
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images has shape {images.shape}; expected [N, H, W, 3]")
-        x = images
+        stem, apply = ResNet._stem, Block.__call__
+        if self.remat:
+            stem, apply = nnx.remat(stem), nnx.remat(apply)
+        x = stem(self, images)
+        means = []
+        for stage in self.stages:
+            for block in stage:
+                x = apply(block, x)
+            means.append(jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)))
+        return means
+
+    def _stem(self, x: jax.Array) -> jax.Array:
         if self.stem == "resnet-d":
             for conv, norm in zip(self.first_convs, self.first_norms, strict=True):
                 x = nnx.relu(norm(conv(x)))
         x = nnx.relu(self.norm(self.conv(x)))
-        if self.stem != "cifar":
-            x = _max_pool(x, same=self.stem == "resnet-d")
-        means = []
-        for stage in self.stages:
-            for block in stage:
-                x = block(x)
-            means.append(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
-        return means
+        return x if self.stem == "cifar" else _max_pool(x, same=self.stem == "resnet-d")
 
 
 class Block(nnx.Module):

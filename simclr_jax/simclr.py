@@ -78,7 +78,7 @@ class ProjectionHead(nnx.Module):
             x = nnx.relu(x) if i else x
             x = linear(x)
             x = self.norms[i](x) if i < len(self.norms) else x
-        return x.astype(jnp.float32)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class SimCLR(nnx.Module):

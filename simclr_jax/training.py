@@ -1,6 +1,7 @@
 """The training state and the pure step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 
+from simclr_jax import gradients
 from simclr_jax.data.batches import Batch
-
-Metrics = dict[str, jax.Array]
+from simclr_jax.gradients import Forward, Loss, MakeTargets, Metrics
 
 
 class TrainState(struct.PyTreeNode):
@@ -86,11 +87,13 @@ def train_step(
     key: jax.Array,
     *,
     make_views: Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]],
-    forward: Callable[[Any, Any, Sequence[jax.Array]], tuple[jax.Array, Any]],
-    loss: Callable[..., tuple[jax.Array, Metrics]],
-    make_targets: Callable[[Batch, Sequence[jax.Array]], tuple[jax.Array, ...]] = lambda batch, views: (),
+    forward: Forward,
+    loss: Loss,
+    make_targets: MakeTargets = lambda batch, views: (),
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
+    microbatches: int = 1,
+    unroll: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One step of any stage, pure: views, outputs, loss, gradient, update.
 
@@ -106,30 +109,39 @@ def train_step(
         outside of the gradient.
       optimizer: Optax transformation.
       learning_rate: schedule, for the log only; `optimizer` has its own.
+      microbatches: number of parts that the batch is computed in; see `gradients.of_microbatches`.
+      unroll: as there.
 
     Returns:
       State after the step, and scalar metrics of it.
     """
-    views = make_views(image_keys(key, state.step, batch.ids), batch.canvas, batch.extent)
-    targets = make_targets(batch, views)
 
-    def objective(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        outputs, batch_stats = forward(params, state.batch_stats, views)
-        value, metrics = loss(outputs, *targets)
-        return value, (metrics, batch_stats)
+    def views_of(batch: Batch) -> Sequence[jax.Array]:
+        return make_views(image_keys(key, state.step, batch.ids), batch.canvas, batch.extent)
 
-    (value, (metrics, batch_stats)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    compute = gradients.of_batch
+    if microbatches > 1:
+        compute = partial(gradients.of_microbatches, count=microbatches, unroll=unroll)
+    found = compute(
+        state.params,
+        state.batch_stats,
+        batch,
+        make_views=views_of,
+        forward=forward,
+        loss=loss,
+        make_targets=make_targets,
+    )
+    updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
-        "loss": value,
-        **metrics,
+        "loss": found.value,
+        **found.metrics,
         "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-        "gradient_norm": optax.tree.norm(gradient),
+        "gradient_norm": optax.tree.norm(found.gradient),
         "parameter_norm": optax.tree.norm(params),
         "update_norm": optax.tree.norm(updates),
     }
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    return TrainState(state.step + 1, params, found.batch_stats, opt_state), metrics
 
 
 def make_run_steps(
