@@ -177,16 +177,20 @@ def test_targets_stay_with_their_rows():
     assert float(found.metrics["accuracy"]) == float(expected.metrics["accuracy"])
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_four_devices_equal_one(norm):
-    weights, arguments = pieces(norm=norm)
-    one = jax.jit(partial(microbatches(2), **arguments))(*weights, make_batch())
-    mesh = meshes.data_mesh(BATCH)
-    placed = jax.device_put(weights, meshes.replicated(mesh))
-    batch = jax.device_put(make_batch(), meshes.split(mesh))
-    four = jax.jit(partial(microbatches(2), **arguments))(*placed, batch)
-    for name in ("value", "batch_stats", "gradient")[:: 1 if norm == "batch" else 2]:
-        assert relative_difference(getattr(four, name), getattr(one, name)) <= 1e-5, name
+# In float32 this small BatchNorm, whose variance is a difference of means, adds rounding of its own (2e-5).
+@pytest.mark.parametrize(
+    ("norm", "dtype", "tolerance"), [("batch", "float64", 1e-10), ("group", "float32", 1e-5)]
+)
+def test_four_devices_equal_one(norm, dtype, tolerance):
+    with jax.enable_x64(dtype == "float64"):
+        weights, arguments = pieces(norm=norm, dtype=jnp.dtype(dtype))
+        one = jax.jit(partial(microbatches(2), **arguments))(*weights, make_batch())
+        mesh = meshes.data_mesh(BATCH)
+        placed = jax.device_put(weights, meshes.replicated(mesh))
+        batch = jax.device_put(make_batch(), meshes.split(mesh))
+        four = jax.jit(partial(microbatches(2), **arguments))(*placed, batch)
+        for name in ("value", "gradient", "batch_stats")[: 3 if norm == "batch" else 2]:
+            assert relative_difference(getattr(four, name), getattr(one, name)) <= tolerance, name
 
 
 def resnet_pieces(remat):
