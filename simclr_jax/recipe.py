@@ -18,6 +18,7 @@ from simclr_jax.config import Config, Plan
 from simclr_jax.data import batches, folders, pack, sources
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
+from simclr_jax.gradients import Loss
 
 _LOOP_STEPS = 64  # room for a second's worth of the fastest steps on an accelerator
 
@@ -222,6 +223,24 @@ def first_views(
     return np.asarray(views, np.float32).reshape(count, len(ids), *views.shape[1:])
 
 
+def build_loss(config: Config, mesh: Mesh) -> Loss:
+    """(outputs [views * B, D], *targets) to the loss of the config's stage and its metrics."""
+    chosen = config.loss
+    if config.stage == "pretrain":
+        more = {"sigma": chosen.sigma} if chosen.name == "dclw" else {}
+        views = config.views.count + config.views.small_count
+        loss = losses.CONTRASTIVE[chosen.name]
+        return partial(loss, temperature=chosen.temperature, views=views, form=chosen.form, mesh=mesh, **more)
+    if config.stage == "finetune":
+        return losses.cross_entropy
+    return partial(losses.distillation, temperature=config.distill.temperature, alpha=config.distill.alpha)
+
+
+def microbatches(config: Config) -> int:
+    """The parts that a batch is computed in."""
+    return config.train.batch_size // (config.train.microbatch_size or config.train.batch_size)
+
+
 def build_step(
     config: Config, start: Start, mesh: Mesh, *, teacher: nnx.GraphDef | None = None
 ) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
@@ -235,9 +254,10 @@ def build_step(
         training.train_step,
         make_views=build_views(config, mesh),
         forward=partial(training.forward, start.graphdef),
+        loss=build_loss(config, mesh),
         optimizer=start.optimizer,
         learning_rate=start.schedule,
-        microbatches=config.train.batch_size // (config.train.microbatch_size or config.train.batch_size),
+        microbatches=microbatches(config),
         unroll=mesh.devices.flat[0].platform == "cpu",
     )
 
@@ -245,9 +265,9 @@ def build_step(
         return jnp.tile(batch.label, views)
 
     if config.stage == "pretrain":
-        return partial(step, loss=partial(losses.nt_xent, temperature=config.loss.temperature, views=views))
+        return step
     if teacher is None:
-        return partial(step, loss=losses.cross_entropy, make_targets=lambda batch, images: (labels(batch),))
+        return partial(step, make_targets=lambda batch, images: (labels(batch),))
 
     def distill(
         state: training.TrainState, batch: batches.Batch, given: tuple[jax.Array, tuple[Any, Any]]
@@ -257,10 +277,7 @@ def build_step(
         def make_targets(batch: batches.Batch, images: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
             return training.forward(teacher, *weights, images)[0], labels(batch)
 
-        loss = partial(
-            losses.distillation, temperature=config.distill.temperature, alpha=config.distill.alpha
-        )
-        return step(state, batch, key, loss=loss, make_targets=make_targets)
+        return step(state, batch, key, make_targets=make_targets)
 
     return distill
 

@@ -1,0 +1,157 @@
+"""What a training step is made of and takes: parameters, FLOPs and memory.
+
+Memory is told in two ways: of a compiled step by the compiler; and before anything is compiled by an
+estimate, which takes a second and holds for any device.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, remat_p
+
+from simclr_jax.training import TrainState, forward
+
+Views = Sequence[jax.Array] | Sequence[jax.ShapeDtypeStruct]
+
+
+class Memory(NamedTuple):
+    """Bytes on each device."""
+
+    state: int  # weights, statistics and the optimizer's
+    data: int  # images and what else goes in
+    work: int  # what lives within a step
+
+    @property
+    def total(self) -> int:
+        """Of a step while it runs."""
+        return sum(self)
+
+
+class Part(NamedTuple):
+    """A part of a step."""
+
+    name: str
+    parameters: int
+    flops: float  # floating-point operations a step, on all devices together
+
+
+def compiled_memory(program: jax.stages.Compiled, state: TrainState) -> Memory:
+    """By the compiler, of a step of `state` that it has compiled; the state is donated."""
+    found: Any = program.memory_analysis()
+    states = _bytes(jax.tree.leaves(state))
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(states, found.argument_size_in_bytes - states, found.temp_size_in_bytes + results)
+
+
+def estimated_memory(
+    graphdef: nnx.GraphDef, state: TrainState, views: Views, *, parts: int, data_bytes: int
+) -> Memory:
+    """By what a forward pass keeps for the gradient: the maps that go into a convolution or come out of it.
+
+    The work of a ResNet-18 in bfloat16 on 256 images of 96 pixels is 0.89 GB, where the compiler for a TPU v5e
+    says 1.13; in microbatches of 64 images 0.30, where it says 0.26.
+
+    Args:
+      graphdef: structure of the model in training.
+      state: arrays or their shapes.
+      views: those of a whole batch that are on one device, one array a pass; arrays or their shapes.
+      parts: number of microbatches.
+      data_bytes: what the images take besides.
+    """
+    part = [jax.ShapeDtypeStruct((len(v) // parts, *v.shape[1:]), v.dtype) for v in views]
+    traced = jax.make_jaxpr(functools.partial(forward, graphdef))(state.params, state.batch_stats, part)
+    kept, recomputed = _maps(traced.jaxpr)
+    gradient = _bytes(jax.tree.leaves(state.params)) * (2 if parts > 1 else 1)
+    work = _bytes(part) + _bytes(kept) + recomputed + gradient
+    return Memory(_bytes(jax.tree.leaves(state)), data_bytes, work)
+
+
+def step_parts(
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    *,
+    make_views: Callable[..., Views],
+    images: Sequence[jax.ShapeDtypeStruct],
+    loss: Callable[[jax.Array], jax.Array],
+    microbatches: bool,
+) -> list[Part]:
+    """The parts of a step, counted before the compiler changes anything.
+
+    Args:
+      graphdef: structure of the model in training.
+      state: arrays or their shapes.
+      optimizer: takes gradients to updates.
+      make_views: (keys [B], canvas, extent) to the views.
+      images: shapes of these three.
+      loss: outputs [views * B, D] to a scalar.
+      microbatches: whether the views are made, and the outputs computed, twice.
+    """
+    times = 2 if microbatches else 1
+    views = jax.eval_shape(make_views, *images)
+    weights = state.params, state.batch_stats
+
+    def encode(params: Any, batch_stats: Any, views: Views) -> list[jax.Array]:
+        encoder = nnx.merge(graphdef, params, batch_stats).encoder
+        return [encoder(images) for images in views]
+
+    def outputs(params: Any, batch_stats: Any, views: Any) -> jax.Array:
+        return forward(graphdef, params, batch_stats, views)[0]
+
+    def gradient(params: Any, batch_stats: Any, views: Any) -> Any:
+        return jax.grad(lambda params: loss(outputs(params, batch_stats, views)))(params)
+
+    encoder, forwards = _flops(encode, *weights, views), _flops(outputs, *weights, views)
+    compared = _flops(loss, jax.eval_shape(outputs, *weights, views))
+    whole = _flops(gradient, *weights, views)
+    counts = {name: optax.tree.size(tree) for name, tree in state.params.items()}
+    return [
+        Part("views", 0, times * _flops(make_views, *images)),
+        Part("encoder", counts.pop("encoder"), times * encoder),
+        Part(" and ".join(counts), sum(counts.values()), times * (forwards - encoder)),
+        Part("loss", 0, compared),
+        Part("gradient", 0, whole - forwards - compared),
+        Part("update", 0, _flops(optimizer.update, state.params, state.opt_state, state.params)),
+    ]
+
+
+def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    costs: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return costs["flops"]
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(array.size * array.dtype.itemsize for array in arrays)
+
+
+def _maps(jaxpr: Any) -> tuple[list[Any], int]:
+    """The maps that a forward pass keeps, and the bytes of those that are computed again at a time."""
+    kept: dict[Any, Any] = {}
+    again = 0
+    for equation in jaxpr.eqns:
+        inner = list(_inner(equation))
+        if equation.primitive is remat_p:
+            kept |= {v: v.aval for v in equation.invars if _is_map(v)}
+            again = max([again, *(_bytes(_maps(jaxpr)[0]) for jaxpr in inner)])
+        elif inner:
+            for found, bytes_again in map(_maps, inner):
+                kept |= {id(aval): aval for aval in found}
+                again = max(again, bytes_again)
+        elif equation.primitive in (conv_general_dilated_p, dot_general_p):
+            kept |= {v: v.aval for v in (equation.invars[0], *equation.outvars) if _is_map(v)}
+    return list(kept.values()), again
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        jaxpr = getattr(value, "jaxpr", value)
+        if hasattr(jaxpr, "eqns"):
+            yield jaxpr
+
+
+def _is_map(variable: Any) -> bool:
+    return len(getattr(variable.aval, "shape", ())) == 4
