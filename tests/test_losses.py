@@ -11,36 +11,68 @@ from jax.test_util import check_grads
 from reference.make_torch_reference import draw
 
 from simclr_jax import losses
+from simclr_jax import mesh as meshes
 
 # Jitted, as training uses it; without, each of its operations would compile by itself.
-nt_xent = jax.jit(losses.nt_xent, static_argnames="views")
+STATIC = ("views", "form", "mesh")
+contrastive = {name: jax.jit(loss, static_argnames=STATIC) for name, loss in losses.CONTRASTIVE.items()}
+contrastive_and_gradient = {
+    name: jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnames=STATIC)
+    for name, loss in losses.CONTRASTIVE.items()
+}
+nt_xent = contrastive["nt_xent"]
 cross_entropy = jax.jit(losses.cross_entropy)
 distillation = jax.jit(losses.distillation, static_argnames=("temperature", "alpha"))
+
+pytestmark = pytest.mark.usefixtures("kept_compilations")
 
 REFERENCE = Path(__file__).parent / "reference"
 
 
-def slow_nt_xent(z, temperature, views=2):
-    """Equation 1 of the paper and the ranks, pair by pair, in float64."""
+def cosines_of(z):
     z = np.asarray(z, np.float64)
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return z @ z.T
+
+
+def slow_contrastive(name, z, temperature, views=2, *, sigma=0.5, weights=None):
+    """A loss as its paper writes it and the ranks, pair by pair, in float64.
+
+    Equation 1 of SimCLR, 6 and 7 of DCL; `weights` instead of those of equation 7.
+    """
+    cosine = cosines_of(z)
     rows, images = len(z), len(z) // views
+    pairs = [(i, j) for i in range(rows) for j in range(i % images, rows, images) if i != j]
+    if name == "dclw":
+        weights = slow_weights(z, views, sigma) if weights is None else weights
+    else:
+        weights = dict.fromkeys(pairs, 1.0)
     terms, ranks = [], []
-    for i in range(rows):
-        similarity = {
-            k: z[i] @ z[k] / np.linalg.norm(z[i]) / np.linalg.norm(z[k]) for k in range(rows) if k != i
-        }
-        total = sum(np.exp(s / temperature) for s in similarity.values())
-        others = [s for k, s in similarity.items() if k % images != i % images]
-        for j in range(i % images, rows, images):
-            if j != i:
-                terms.append(-np.log(np.exp(similarity[j] / temperature) / total))
-                ranks.append(1 + sum(s >= similarity[j] for s in others))
+    for i, j in pairs:
+        others = [k for k in range(rows) if k % images != i % images]
+        denominator = [k for k in range(rows) if k != i] if name == "nt_xent" else others
+        total = sum(np.exp(cosine[i, k] / temperature) for k in denominator)
+        terms.append(-weights[i, j] * cosine[i, j] / temperature + np.log(total))
+        ranks.append(1 + sum(cosine[i, k] >= cosine[i, j] for k in others))
     ranks = np.array(ranks)
     return np.mean(terms), {
         "contrast_top1": np.mean(ranks <= 1),
         "contrast_top5": np.mean(ranks <= 5),
         "positive_rank": np.mean(ranks),
     }
+
+
+def slow_weights(z, views, sigma):
+    """Of the pairs (i, j): equation 7 of DCL."""
+    cosine, images = cosines_of(z), len(z) // views
+    powers = {
+        (i, j): np.exp(cosine[i, j] / sigma)
+        for i in range(len(z))
+        for j in range(i % images, len(z), images)
+        if i != j
+    }
+    mean = np.mean(list(powers.values()))
+    return {pair: 2 - power / mean for pair, power in powers.items()}
 
 
 @jax.jit
@@ -65,11 +97,18 @@ def test_value_and_gradient_equal_pytorch(temperature):
     np.testing.assert_allclose(gradient, expected["gradient"], atol=2e-6)
 
 
-@pytest.mark.parametrize("images, views", [(2, 2), (3, 2), (24, 2), (2, 3), (9, 4), (5, 8)])
-def test_value_and_metrics_equal_the_slow_form(images, views):
+@pytest.mark.parametrize(
+    "name, form, images, views",
+    [
+        *[("nt_xent", "plain", *shape) for shape in [(2, 2), (3, 2), (24, 2), (2, 3), (9, 4), (5, 8)]],
+        *[(name, "plain", *shape) for name in ("dcl", "dclw") for shape in [(2, 2), (24, 2), (9, 4)]],
+        *[(name, "tiled", *shape) for name in losses.CONTRASTIVE for shape in [(9, 4)]],
+    ],
+)
+def test_value_and_metrics_equal_the_slow_form(name, form, images, views):
     z = correlated(images, 6, views)
-    loss, metrics = nt_xent(z, temperature=0.2, views=views)
-    expected_loss, expected_metrics = slow_nt_xent(z, 0.2, views)
+    loss, metrics = contrastive[name](z, temperature=0.2, views=views, form=form)
+    expected_loss, expected_metrics = slow_contrastive(name, z, 0.2, views)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
@@ -80,6 +119,77 @@ def test_gradient_by_finite_differences():
     check_grads(loss_of, (correlated(3, 4),), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
     three = jax.jit(lambda z: losses.nt_xent(z, temperature=0.5, views=3)[0])
     check_grads(three, (correlated(3, 4, 3),), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name, form", [*[(name, "plain") for name in losses.CONTRASTIVE], ("dclw", "tiled")])
+def test_gradient_equals_differences_of_the_slow_form_with_constant_weights(name, form):
+    views, options = 3, {"sigma": 0.3} if name == "dclw" else {}
+    z = np.asarray(correlated(4, 3, views), np.float64)
+    weights = slow_weights(z, views, 0.3)
+
+    def slow(z):
+        return slow_contrastive(name, z, 0.5, views, weights=weights)[0]
+
+    nudges = 1e-5 * np.eye(z.size).reshape(-1, *z.shape)
+    expected = np.array([slow(z + nudge) - slow(z - nudge) for nudge in nudges]).reshape(z.shape) / 2e-5
+    with jax.enable_x64(True):
+        _, gradient = contrastive_and_gradient[name](
+            jnp.asarray(z), temperature=0.5, views=views, form=form, **options
+        )
+        assert gradient.dtype == jnp.float64
+    np.testing.assert_allclose(gradient, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 10.0])
+def test_weights_do_not_overflow(sigma):
+    z = correlated(6, 4)
+    cosine = np.array([cosines_of(z)[i, (i + 6) % 12] for i in range(12)])
+    powers = np.exp((cosine - cosine.max()) / sigma)
+    weights = 2 - powers / powers.mean()
+    unweighted, _ = contrastive["dcl"](z, temperature=0.5)
+    weighted, _ = contrastive["dclw"](z, temperature=0.5, sigma=sigma)
+    # At 1e-3 the weights hang on the last digits of float32 cosines.
+    np.testing.assert_allclose(weighted - unweighted, np.mean((1 - weights) * cosine) / 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("spoil", ["bfloat16", "huge", "zero", "nan"])
+def test_the_forms_agree_on_strange_rows(spoil):
+    z = correlated(13, 5)
+    z = {
+        "bfloat16": z.astype(jnp.bfloat16),
+        "huge": z.at[3].multiply(1e30),  # the square of its length is infinite
+        "zero": z.at[3].set(0.0),
+        "nan": z.at[3].set(jnp.nan),
+    }[spoil]
+    step = contrastive_and_gradient["dclw"]
+    plain, tiled = (step(z, temperature=0.1, form=form) for form in ("plain", "tiled"))
+    assert np.isnan(tiled[0][0]) == (spoil == "nan")
+    assert tiled[0][0].dtype == jnp.float32
+    assert tiled[1].dtype == z.dtype
+    rounding = 1e-2 if spoil == "bfloat16" else 1e-4
+    np.testing.assert_allclose(tiled[0][0], plain[0][0], rtol=1e-5)
+    np.testing.assert_allclose(np.float32(tiled[1]), np.float32(plain[1]), rtol=rounding, atol=1e-6)
+    assert tiled[0][1] == plain[0][1]
+
+
+def test_auto_is_plain_for_few_rows_and_tiled_for_many():
+    one = meshes.mesh_of(jax.devices()[:1])
+
+    def program(rows, form, mesh):
+        z = jax.ShapeDtypeStruct((rows, 8), jnp.float32)
+        return nt_xent.lower(z, temperature=0.1, form=form, mesh=mesh).as_text()
+
+    assert program(1024, "auto", one) == program(1024, "plain", one) != program(1024, "tiled", one)
+    assert program(1026, "auto", one) == program(1026, "tiled", one) != program(1026, "plain", one)
+    # The rows may be split over the 4 devices there are, which nothing says.
+    assert program(1026, "auto", None) == program(1026, "plain", None)
+
+
+@pytest.mark.parametrize("name", ["dcl", "dclw"])
+def test_collapse_of_the_decoupled_is_log_of_other_images(name):
+    loss, metrics = contrastive[name](jnp.ones((16, 4)), temperature=0.5, views=4)
+    np.testing.assert_allclose(loss, np.log(12), rtol=1e-6)
+    assert metrics["positive_rank"] == 13
 
 
 def test_metrics_carry_no_gradient():
@@ -139,13 +249,17 @@ def test_lengths_of_rows_do_not_matter():
     np.testing.assert_allclose(loss_of(z * lengths), loss_of(z), rtol=1e-5)
 
 
-def test_one_device_equals_four():
+@pytest.mark.parametrize("name, form", [("nt_xent", "plain"), ("dclw", "tiled")])
+def test_one_device_equals_four(name, form):
     z = correlated(16, 8)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(z, NamedSharding(mesh, PartitionSpec("data")))
-    step = jax.jit(jax.value_and_grad(lambda z: nt_xent(z, temperature=0.1), has_aux=True))
+
+    def step(z, **options):
+        return contrastive_and_gradient[name](z, temperature=0.1, form=form, **options)
+
     (loss, metrics), gradient = step(z)
-    (sharded_loss, sharded_metrics), sharded_gradient = step(sharded)
+    (sharded_loss, sharded_metrics), sharded_gradient = step(sharded, mesh=mesh)
     assert len(sharded_gradient.sharding.device_set) == 4
     np.testing.assert_allclose(sharded_loss, loss, rtol=1e-6)
     np.testing.assert_allclose(sharded_gradient, gradient, atol=1e-6)
@@ -185,6 +299,17 @@ def test_bad_temperatures_are_refused(temperature):
         losses.nt_xent(jnp.ones((4, 2)), temperature=temperature)
 
 
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_bad_sigmas_are_refused(sigma):
+    with pytest.raises(ValueError, match="sigma is"):
+        losses.dclw(jnp.ones((4, 2)), temperature=0.5, sigma=sigma)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form is 'square'; expected one of auto, plain, tiled"):
+        losses.dcl(jnp.ones((4, 2)), temperature=0.5, form="square")
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it is imported
 def test_value_and_gradient_equal_pytorch_live():
     torch = pytest.importorskip("torch")
@@ -196,7 +321,7 @@ def test_value_and_gradient_equal_pytorch_live():
     expected = torch.nn.functional.cross_entropy(similarity, (torch.arange(64) + 32) % 64)
     expected.backward()
     assert z.grad is not None
-    (value, _), gradient = jax.value_and_grad(nt_xent, has_aux=True)(jnp.asarray(values), temperature=0.2)
+    (value, _), gradient = contrastive_and_gradient["nt_xent"](jnp.asarray(values), temperature=0.2)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-6)
 
