@@ -46,10 +46,10 @@ def nt_xent(
       temperature: divides the cosine similarities; positive.
       views: of each image, at least 2.
       form: of the similarities: "plain", the matrix of all, whose memory grows with the square of the rows;
-        "tiled", in memory that grows with the rows; "auto", tiled above 1024 rows. They agree to
-        rounding.
-      mesh: devices that the tiled form shares the rows with, along the axis `data`; None for one device. The
-        plain form needs none, as the compiler splits it.
+        "tiled", in memory that grows with the rows; "auto", tiled above 1024 rows, and plain where there
+        are several devices and no mesh. They agree to rounding.
+      mesh: the devices that the rows are split over, along the axis `data`; None for one. Only the tiled
+        form needs it, and must have it: the compiler would put communication into its loops.
 
     Returns:
       The loss, averaged over all rows, and metrics without gradient, each a scalar: `contrast_top1` and
@@ -212,7 +212,10 @@ def _similarities(
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     squared_norm = jnp.sum(z * z, axis=1, keepdims=True)
     z = z * jax.lax.rsqrt(jnp.maximum(squared_norm, _MIN_SQUARED_NORM))
-    if form == "tiled" or (form == "auto" and z.shape[0] > _PLAIN_UP_TO):
+    # Without a mesh, rows that were split all the same deadlocked the loops on 4 CPU devices.
+    if form == "auto" and (z.shape[0] <= _PLAIN_UP_TO or (mesh is None and jax.device_count() > 1)):
+        form = "plain"
+    if form != "plain":
         return similarity.tiled(z, temperature=temperature, views=views, decoupled=decoupled, mesh=mesh)
     return similarity.plain(z, temperature=temperature, views=views, decoupled=decoupled)
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import footprint, recipe
 from simclr_jax.config import Config
-from simclr_jax.footprint import Memory
+from simclr_jax.footprint import Memory, Part
 from simclr_jax.recipe import Start
 from simclr_jax.table import Table, table_text
 
@@ -31,10 +31,14 @@ def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compi
         loss=loss,
         microbatches=recipe.microbatches(config) > 1,
     )
-    rows = [(p.name, f"{p.parameters:,}" if p.parameters else "–", _giga(p.flops)) for p in found]
-    total = sum(part.flops for part in found)
-    rows.append(("in all", f"{sum(part.parameters for part in found):,}", _giga(total)))
-    note = "GFLOP a step, counted before the compiler changes anything"
+    found.append(
+        Part("in all", sum(part.parameters for part in found), sum(part.flops for part in found)),
+    )
+    rows = [
+        (part.name, f"{part.parameters:,}" if part.parameters else "–", f"{part.flops / 1e9:,.2f}")
+        for part in found
+    ]
+    note = "GFLOP of a step, counted before the compiler changes anything"
     if config.train.remat:
         note += "; the gradient's have what is computed again"
     memory = footprint.compiled_memory(program, start.state)
@@ -55,8 +59,8 @@ def memory_table(memory: Memory) -> Table:
         "work": memory.work,
         "in all": memory.total,
     }
-    rows = [(name, _giga(value)) for name, value in named.items()]
-    return Table("Memory of each device", ("", "GB"), rows, "By the compiler.")
+    rows = [(name, f"{value / 1e6:,.1f}") for name, value in named.items()]
+    return Table("Memory of each device, by the compiler", ("", "MB"), rows)
 
 
 def estimate(
@@ -124,4 +128,4 @@ def _batch_bytes(config: Config) -> int:
 
 
 def _giga(number: float) -> str:
-    return f"{number / 1e9:,.3g}" if number < 1e12 else f"{number / 1e9:,.0f}"
+    return f"{number / 1e9:,.2g}" if number < 1e10 else f"{number / 1e9:,.0f}"

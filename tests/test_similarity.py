@@ -129,9 +129,12 @@ def test_eight_devices_and_a_compiler_that_optimizes():
     assert done.returncode == 0, done.stderr
 
 
-def test_no_gradient_of_rows_is_summed_over_devices():
+def test_devices_communicate_outside_of_loops_and_sum_no_gradient_of_rows():
     step, _, _ = across(4, 24, 2)
     text: Any = step.as_text()
+    loops, main = text.split("\nENTRY ")
+    assert " while(" in main
+    assert not re.search(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(", loops)
     found = {
         name: [shape for line in text.splitlines() for shape in re.findall(rf"= (\S+) {name}\(", line)]
         for name in ("all-gather", "all-reduce", "reduce-scatter")
