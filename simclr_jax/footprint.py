@@ -75,24 +75,21 @@ def step_parts(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     *,
-    make_views: Callable[..., Views],
-    images: Sequence[jax.ShapeDtypeStruct],
+    views: Views,
     loss: Callable[[jax.Array], jax.Array],
     microbatches: bool,
 ) -> list[Part]:
-    """The parts of a step, counted before the compiler changes anything.
+    """The parts of a step after its views, counted before the compiler changes anything.
 
     Args:
       graphdef: structure of the model in training.
       state: arrays or their shapes.
       optimizer: takes gradients to updates.
-      make_views: (keys [B], canvas, extent) to the views.
-      images: shapes of these three.
+      views: those of a batch, one array a pass; arrays or their shapes.
       loss: outputs [views * B, D] to a scalar.
-      microbatches: whether the views are made, and the outputs computed, twice.
+      microbatches: whether the outputs are computed twice.
     """
     times = 2 if microbatches else 1
-    views = jax.eval_shape(make_views, *images)
     weights = state.params, state.batch_stats
 
     def encode(params: Any, batch_stats: Any, views: Views) -> list[jax.Array]:
@@ -110,7 +107,6 @@ def step_parts(
     whole = _flops(gradient, *weights, views)
     counts = {name: optax.tree.size(tree) for name, tree in state.params.items()}
     return [
-        Part("views", 0, times * _flops(make_views, *images)),
         Part("encoder", counts.pop("encoder"), times * encoder),
         Part(" and ".join(counts), sum(counts.values()), times * (forwards - encoder)),
         Part("loss", 0, compared),

@@ -148,16 +148,12 @@ def build_views(config: Config, mesh: Mesh) -> Callable[..., tuple[jax.Array, ..
     The small views come after the large ones. With separate passes each view of all images is an array,
     otherwise each size.
     """
-    return spread_views(config, mesh, local_views(config))
-
-
-def local_views(config: Config) -> Callable[[jax.Array, jax.Array, jax.Array], list[jax.Array]]:
-    """The same of the images of one device, arrays [n, B, size, size, 3], one for each size."""
     views = config.views
     large = view_options(config)
     small = large | {"size": views.small_size, "crop_area": views.small_crop_area}
 
     def make(keys: jax.Array, canvas: jax.Array, extent: jax.Array) -> list[jax.Array]:
+        """The views of each device's own images, [n, B / devices, size, size, 3]."""
         made = [augment.random_views(keys, canvas, extent, count=views.count, **large)]
         if views.small_count:
             made.append(
@@ -167,7 +163,7 @@ def local_views(config: Config) -> Callable[[jax.Array, jax.Array, jax.Array], l
             )
         return [images.reshape(-1, len(canvas), *images.shape[1:]) for images in made]
 
-    return make
+    return spread_views(config, mesh, make)
 
 
 def spread_views(
@@ -334,7 +330,7 @@ def crop_and_flip_views(config: Config, size: int, *, seed: int, number: int) ->
         views = augment.random_views(keys, canvas, extent, count=1, first=number, **options)
         return views.astype(jnp.float32)
 
-    return make
+    return spread_views(config, mesh, make)
 
 
 def view_size(config: Config) -> int:

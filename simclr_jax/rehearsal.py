@@ -1,5 +1,6 @@
 """What a run takes, told before it does: the table of `--dry-run`, and what to do where memory is short."""
 
+import copy
 from typing import Any
 
 import jax
@@ -15,19 +16,21 @@ from simclr_jax.table import Table, table_text
 
 def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compiled) -> str:
     """The parts of a run's step, and the memory that its compiled `program` takes of a device."""
-    images = _image_shapes(config)
+
+    # Of loops, and of what is split over devices, a program that is not compiled yet tells no FLOPs.
+    plain = copy.deepcopy(config)
+    plain.loss.form = "plain"
 
     def loss(outputs: jax.Array) -> jax.Array:
         labels = jnp.zeros(len(outputs), jnp.int32)
         targets = {"pretrain": (), "finetune": (labels,), "distill": (outputs, labels)}[config.stage]
-        return recipe.build_loss(config, mesh)(outputs, *targets)[0]
+        return recipe.build_loss(plain, mesh)(outputs, *targets)[0]
 
     found = footprint.step_parts(
         start.graphdef,
         start.state,
         start.optimizer,
-        make_views=recipe.build_views(config, mesh),
-        images=images,
+        views=_view_shapes(config, mesh),
         loss=loss,
         microbatches=recipe.microbatches(config) > 1,
     )
@@ -38,7 +41,7 @@ def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compi
         (part.name, f"{part.parameters:,}" if part.parameters else "–", f"{part.flops / 1e9:,.2f}")
         for part in found
     ]
-    note = "GFLOP of a step, counted before the compiler changes anything"
+    note = "GFLOP of a step, that of making the views apart, before the compiler changes anything"
     if config.train.remat:
         note += "; the gradient's have what is computed again"
     memory = footprint.compiled_memory(program, start.state)
@@ -67,7 +70,7 @@ def estimate(
     config: Config, start: Start, mesh: Mesh, *, data_bytes: int, parts: int | None = None
 ) -> Memory:
     """About what a step takes of each device, with the batch in so many parts; by default the config's."""
-    views = jax.eval_shape(recipe.build_views(config, mesh), *_image_shapes(config))
+    views = _view_shapes(config, mesh)
     share = [jax.ShapeDtypeStruct((len(v) // mesh.size, *v.shape[1:]), v.dtype) for v in views]
     return footprint.estimated_memory(
         start.graphdef,
@@ -113,10 +116,11 @@ def _smaller_part(config: Config, start: Start, mesh: Mesh, data_bytes: int, lim
     return fitting
 
 
-def _image_shapes(config: Config) -> tuple[Any, Any, Any]:
-    """Keys, canvas and extent of a batch."""
+def _view_shapes(config: Config, mesh: Mesh) -> Any:
+    """Of a batch, one array a pass."""
     count, side = config.train.batch_size, config.data.canvas_size
-    return (
+    return jax.eval_shape(
+        recipe.build_views(config, mesh),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
         jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((count, 2), jnp.int32),

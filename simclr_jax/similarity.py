@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 # Rows, and columns, of one matrix product of the tiled form. On 2 CPU cores 512 to 2048 differ by less than a
-# third, but for 4,096 rows, which take 1.4 times as long with 2048; for a TPU v5e the compiler keeps a tile of 1024 on the chip, and one of 2048 not.
+# third, but for 4,096 rows, which take 1.4 times as long with 2048; for a TPU v5e the compiler keeps a tile
+# of 1024 on the chip, and one of 2048 not.
 _TILE = 1024
 _GRANULE = 128  # tiles are multiples of it: the lanes of a TPU, and whole blocks of other kernels
 
