@@ -330,7 +330,7 @@ def crop_and_flip_views(config: Config, size: int, *, seed: int, number: int) ->
         views = augment.random_views(keys, canvas, extent, count=1, first=number, **options)
         return views.astype(jnp.float32)
 
-    return spread_views(config, mesh, make)
+    return make
 
 
 def view_size(config: Config) -> int:
