@@ -2,6 +2,8 @@
 
     augment    images/s of the views and of each operation, beside dm-pix, torchvision and Kornia
     neighbors  seconds and memory of the search for nearest neighbours, beside scikit-learn and faiss
+    memory     of the contrastive loss and of the training step: plain, tiled, in microbatches
+    compile    the training step for a TPU, on a machine without one: whether it fits
 
 `python -m simclr_jax.benchmark NAME --help` lists the flags.
 """
@@ -10,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = ("augment", "neighbors")
+BENCHMARKS = ("augment", "neighbors", "compile", "memory")
 
 
 def main(argv: Sequence[str]) -> int:

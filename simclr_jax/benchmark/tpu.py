@@ -59,6 +59,35 @@ def find(folder: str) -> str | None:
     return folder
 
 
+def apart(module: str, arguments: Sequence[str], folder: str) -> Any:
+    """Runs a module that compiles for a TPU in a process of its own.
+
+    Args:
+      module: prints JSON as its last line.
+      arguments: of its command line.
+      folder: as from `find`.
+
+    Returns:
+      What it printed, parsed.
+
+    Raises:
+      CompilerError: if the process fails.
+    """
+    path = os.pathsep.join(
+        filter(None, [os.path.abspath(folder) if folder else "", os.environ.get("PYTHONPATH")])
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise CompilerError(f"the compiler for the TPU failed: {said[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, Any]:
     """Compiles the forms of the chain for a TPU in a process of its own.
 
@@ -73,18 +102,8 @@ def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, A
     Raises:
       CompilerError: if the process fails.
     """
-    path = os.pathsep.join(
-        filter(None, [os.path.abspath(folder) if folder else "", os.environ.get("PYTHONPATH")])
-    )
-    command = [sys.executable, "-m", "simclr_jax.benchmark.tpu"]
-    command += [f"--sizes={','.join(map(str, sizes))}", f"--images={images}"]
-    done = subprocess.run(
-        command, env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CompilerError(f"the compiler for the TPU failed: {said[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = [f"--sizes={','.join(map(str, sizes))}", f"--images={images}"]
+    return apart("simclr_jax.benchmark.tpu", arguments, folder)
 
 
 def table(found: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,162 @@
+"""The training step of a recipe, compiled for a TPU on a machine without one: does it fit, what does it take.
+
+    python -m simclr_jax.benchmark compile --target=v5e [--config configs/imagenette.py] [--FLAG=VALUE ...]
+
+    --target=v5e            the chip
+    --slices=1,2x4          how many of them: one, and eight in 2 rows of 4
+    --config=FILE           the recipe, by default configs/imagenette.py; --config.KEY=VALUE sets its keys
+    --images=10000          of the data set, which lies on the chips where config.run.memory_gb allows
+    --libtpu=FOLDER         where the compiler is: pip install --target FOLDER libtpu
+    --out=FILE              the figures as JSON
+
+Nothing is run. The memory is what the compiler reserves on each chip: weights and optimizer, images, and work.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from simclr_jax import command, footprint, recipe, training, workdirs
+from simclr_jax import config as configs
+from simclr_jax import mesh as meshes
+from simclr_jax.benchmark import timing, tpu
+from simclr_jax.config import Config
+from simclr_jax.data import batches
+from simclr_jax.errors import UserError
+from simclr_jax.logs import say, write_json
+from simclr_jax.table import Table, table_text
+
+# Bytes that a chip has: https://cloud.google.com/tpu/docs/v5e.
+TARGETS = {"v5e": 16 * 2**30}
+_RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "imagenette.py"
+
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", str(_RECIPE), "Recipe.", lock_config=True, flag_values=FLAGS)
+_TARGET = flags.DEFINE_string("target", "v5e", "Chip.", flag_values=FLAGS)
+_SLICES = flags.DEFINE_list("slices", ["1", "2x4"], "Chips of each.", flag_values=FLAGS)
+_IMAGES = flags.DEFINE_integer("images", 10_000, "Of the data set.", lower_bound=2, flag_values=FLAGS)
+_LIBTPU = flags.DEFINE_string("libtpu", "", "Folder with libtpu.", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "", "JSON file.", flag_values=FLAGS)
+
+
+def compile_step(config: Config, images: int, devices: Sequence[Any]) -> dict[str, Any]:
+    """Compiles the step of a pretraining recipe for `devices`, without arrays.
+
+    Args:
+      config: a checked config.
+      images: of its data set.
+      devices: as of a topology.
+
+    Returns:
+      `chips`, `batch_size`, `microbatch_size`, `view_size`; `compile_seconds`; and either bytes on each chip,
+      `state_bytes`, `data_bytes`, `work_bytes`, `total_bytes`, or `too_large`, what the compiler says.
+    """
+    mesh = meshes.mesh_of(devices)
+    start = recipe.abstract_start(config, configs.derive(config, images), mesh)
+    step = recipe.build_step(config, start, mesh)
+    arrays, fetch, indices = recipe.abstract_batches(config, images, mesh)
+    run_steps = training.make_run_steps(step, fetch, meshes.replicated(mesh))
+    everywhere = meshes.replicated(mesh)
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=everywhere)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    about = {
+        "chips": len(devices),
+        "batch_size": config.train.batch_size,
+        "microbatch_size": config.train.microbatch_size or config.train.batch_size,
+        "view_size": config.views.size,
+    }
+    began = time.perf_counter()
+    try:
+        program = run_steps.lower(key, start.state, arrays, indices, count).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return about | {"too_large": " ".join(str(error).split())[:300]}
+    memory = footprint.compiled_memory(program, start.state)
+    return about | {
+        "compile_seconds": round(time.perf_counter() - began, 1),
+        **{f"{name}_bytes": value for name, value in memory._asdict().items()},
+        "total_bytes": memory.total,
+    }
+
+
+def table(found: Mapping[str, Any], limit: int) -> Table:
+    """Of what the process with the compiler printed."""
+    rows = []
+    for program in found["programs"]:
+        sizes = [f"{program[name]:,}" for name in ("chips", "batch_size", "microbatch_size", "view_size")]
+        if "too_large" in program:
+            rows.append([*sizes, "–", "–", "–", "–", "no"])
+            continue
+        memory = [f"{program[f'{name}_bytes'] / 1e9:.2f}" for name in ("state", "data", "work", "total")]
+        rows.append([*sizes, *memory, "yes" if program["total_bytes"] <= limit else "no"])
+    columns = ("chips", "batch", "microbatch", "pixels", "state", "images", "work", "GB a chip", "fits")
+    caption = f"Compiled for TPU {found['target']} with {limit / 1e9:.1f} GB a chip (libtpu {found['libtpu']}), not run"
+    return Table(caption, columns, rows)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    target = _TARGET.value
+    if target not in TARGETS:
+        raise UserError(f"--target is {target!r}; known are {', '.join(TARGETS)}")
+    out, libtpu = timing.checked_out(_OUT.value), tpu.find(_LIBTPU.value)
+    if libtpu is None:
+        raise UserError(
+            "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
+        )
+    command.config_file(FLAGS)
+    settings = FLAGS["config"].value
+    configs.check(settings, stage="pretrain")
+    for chips in map(_chips, _SLICES.value):
+        if (settings.train.microbatch_size or settings.train.batch_size) % chips:
+            raise UserError(
+                f"{chips} chips cannot share a batch of {settings.train.batch_size} images evenly"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        workdirs.create(pathlib.Path(folder), settings)
+        arguments = [folder, target, ",".join(_SLICES.value), str(_IMAGES.value)]
+        found = tpu.apart("simclr_jax.benchmark.compile", arguments, libtpu)
+    say(table_text(table(found, TARGETS[target])))
+    for program in found["programs"]:
+        if "too_large" in program:
+            say(f"{program['chips']} chips: {program['too_large']}")
+    if out is not None:
+        write_json(out, timing.circumstances() | found)
+    return 0
+
+
+def _chips(text: str) -> int:
+    sides = text.split("x")
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise UserError(f"--slices has {text!r}; name numbers of chips such as 1 or 2x4")
+    return int(np.prod([int(side) for side in sides]))
+
+
+def _compile_all(folder: str, target: str, slices: str, images: str) -> dict[str, Any]:
+    """What the process with the compiler prints."""
+    settings = workdirs.read_config(pathlib.Path(folder))
+    programs = []
+    for text in slices.split(","):
+        # There is no topology of less than a host, which has 4 of these chips.
+        name = f"{target}:{text}" if "x" in text else f"{target}:2x2"
+        devices = topologies.get_topology_desc(name, platform="tpu").devices[: _chips(text)]
+        programs.append(compile_step(settings, int(images), devices))
+    return {"target": target, "libtpu": importlib.metadata.version("libtpu"), "programs": programs}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile_all(*sys.argv[1:])))
