@@ -105,7 +105,7 @@ def step_parts(
     encoder, forwards = _flops(encode, *weights, views), _flops(outputs, *weights, views)
     compared = _flops(loss, jax.eval_shape(outputs, *weights, views))
     whole = _flops(gradient, *weights, views)
-    counts = {name: optax.tree.size(tree) for name, tree in state.params.items()}
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
     return [
         Part("encoder", counts.pop("encoder"), times * encoder),
         Part(" and ".join(counts), sum(counts.values()), times * (forwards - encoder)),

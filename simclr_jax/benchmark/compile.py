@@ -9,7 +9,7 @@
     --libtpu=FOLDER         where the compiler is: pip install --target FOLDER libtpu
     --out=FILE              the figures as JSON
 
-Nothing is run. The memory is what the compiler reserves on each chip: weights and optimizer, images, and work.
+Nothing is run. The memory is what the compiler reserves on each chip: weights and optimizer, images, work.
 """
 
 import importlib.metadata
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
 from jax.experimental import topologies
 from ml_collections import config_flags
 
@@ -34,7 +33,6 @@ from simclr_jax import config as configs
 from simclr_jax import mesh as meshes
 from simclr_jax.benchmark import timing, tpu
 from simclr_jax.config import Config
-from simclr_jax.data import batches
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 from simclr_jax.table import Table, table_text
@@ -104,8 +102,8 @@ def table(found: Mapping[str, Any], limit: int) -> Table:
         memory = [f"{program[f'{name}_bytes'] / 1e9:.2f}" for name in ("state", "data", "work", "total")]
         rows.append([*sizes, *memory, "yes" if program["total_bytes"] <= limit else "no"])
     columns = ("chips", "batch", "microbatch", "pixels", "state", "images", "work", "GB a chip", "fits")
-    caption = f"Compiled for TPU {found['target']} with {limit / 1e9:.1f} GB a chip (libtpu {found['libtpu']}), not run"
-    return Table(caption, columns, rows)
+    where = f"TPU {found['target']} with {limit / 1e9:.1f} GB a chip (libtpu {found['libtpu']})"
+    return Table(f"Compiled for {where}, not run", columns, rows)
 
 
 def main() -> int:
