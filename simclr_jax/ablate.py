@@ -25,8 +25,7 @@ is its central square. What an operation is here:
 
 import csv
 import difflib
-import os
-import pathlib
+import io
 import signal
 import sys
 import time
@@ -41,7 +40,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from simclr_jax import augment, command, config, loop, recipe, training, workdirs
+from simclr_jax import augment, command, config, loop, paths, recipe, training, workdirs
 from simclr_jax import mesh as meshes
 from simclr_jax.config import Config
 from simclr_jax.data.batches import Batch
@@ -66,7 +65,7 @@ Cells = dict[tuple[str, str], float]  # (first, second) to the accuracy in [0, 1
 
 
 def ablate(
-    settings: Config, workdir: pathlib.Path, operations: Sequence[str], *, steps: int, stop: StopRequest
+    settings: Config, workdir: paths.Path, operations: Sequence[str], *, steps: int, stop: StopRequest
 ) -> Cells:
     """Trains the cells that `workdir` does not have yet, row by row.
 
@@ -251,22 +250,21 @@ def build_operations(settings: Config) -> Mapping[str, Callable[[jax.Array, jax.
     }
 
 
-def read_cells(file: pathlib.Path) -> Cells:
+def read_cells(file: paths.Path) -> Cells:
     """The cells in `ablation.csv`; none where there is no such file."""
     if not file.exists():
         return {}
-    with file.open(newline="") as rows:
-        return {(row["first"], row["second"]): float(row["knn1_accuracy"]) for row in csv.DictReader(rows)}
+    rows = csv.DictReader(file.read_text().splitlines())
+    return {(row["first"], row["second"]): float(row["knn1_accuracy"]) for row in rows}
 
 
-def write_cells(file: pathlib.Path, cells: Cells, *, steps: int) -> None:
-    """Writes all cells beside `file` and moves them into place, so that no reader meets half a line."""
-    partial_file = file.with_name(file.name + ".partial")
-    with partial_file.open("w", newline="") as rows:
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(["first", "second", "steps", "knn1_accuracy"])
-        writer.writerows([first, second, steps, accuracy] for (first, second), accuracy in cells.items())
-    os.replace(partial_file, file)
+def write_cells(file: paths.Path, cells: Cells, *, steps: int) -> None:
+    """Writes all cells so that no reader meets half a line. Errors are those of `paths.write`."""
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["first", "second", "steps", "knn1_accuracy"])
+    writer.writerows([first, second, steps, accuracy] for (first, second), accuracy in cells.items())
+    paths.write(file, rows.getvalue().encode())
 
 
 def grid(cells: Cells, operations: Sequence[str]) -> np.ndarray:
@@ -283,7 +281,7 @@ def table(values: np.ndarray, operations: Sequence[str]) -> str:
     return "\n".join(line[0].ljust(6) + "".join(cell.rjust(8) for cell in line[1:]) for line in lines)
 
 
-def draw(file: pathlib.Path, values: np.ndarray, operations: Sequence[str], *, title: str) -> None:
+def draw(file: paths.Path, values: np.ndarray, operations: Sequence[str], *, title: str) -> None:
     """Writes `grid` as a heat map, or says what it takes to have one."""
     try:
         from simclr_jax import figures  # with matplotlib, which everything else does without
@@ -292,23 +290,24 @@ def draw(file: pathlib.Path, values: np.ndarray, operations: Sequence[str], *, t
             raise
         say("no picture: pip install -e '.[figures]'")
         return
-    figures.heat_map(
-        file,
-        values,
-        operations,
-        [*operations, "average"],
-        title=title,
-        row_axis="first operation",
-        column_axis="second operation",
-        average_column=True,
-    )
+    with paths.local(file) as local:
+        figures.heat_map(
+            local,
+            values,
+            operations,
+            [*operations, "average"],
+            title=title,
+            row_axis="first operation",
+            column_axis="second operation",
+            average_column=True,
+        )
     say(f"wrote {file}")
 
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
     file = command.config_file(_FLAGS)
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", f"ablate-{file.stem}"))
+    workdir = paths.parse(_WORKDIR.value or f"runs/ablate-{file.stem}")
     operations, steps = _OPERATIONS.value, _STEPS.value
     stop = StopRequest()
     try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,20 +9,21 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from simclr_jax import paths
 from simclr_jax.errors import UserError, disk_trouble
 
 _logger = logging.getLogger("simclr_jax")
 
 
-def finished_steps(folder: pathlib.Path) -> list[int]:
+def finished_steps(folder: paths.Path) -> list[int]:
     """Steps of the finished checkpoints in `folder`, ascending; changes nothing, so a run may be writing."""
     if not folder.is_dir():
         return []
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+    with ocp.training.Checkpointer(str(paths.absolute(folder))) as checkpointer:
         return sorted(checkpoint.step for checkpoint in checkpointer.checkpoints)
 
 
-def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+def load_weights(folder: paths.Path, step: int, params: Any, batch_stats: Any) -> tuple[Any, Any]:
     """Parameters and running statistics of a checkpoint, without the rest of the state.
 
     Args:
@@ -37,7 +37,7 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
       UserError: if the checkpoint is damaged; or for the first parameter that a module has only here or only
         there, or in another shape.
     """
-    place = folder.absolute() / str(step)
+    place = paths.absolute(folder) / str(step)
     with _readable(folder, step):
         stored: Any = ocp.checkpointables_metadata(str(place)).metadata["state"]
     # Of a damaged checkpoint there is nothing to compare, and loading tells what is wrong with it.
@@ -59,7 +59,7 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
 
 
 @contextlib.contextmanager
-def _readable(folder: pathlib.Path, step: int) -> Iterator[None]:
+def _readable(folder: paths.Path, step: int) -> Iterator[None]:
     """Turns what Orbax raises on a damaged file, nearly any type, into a `UserError`."""
     try:
         yield
@@ -73,7 +73,7 @@ def _readable(folder: pathlib.Path, step: int) -> Iterator[None]:
 class Checkpoints:
     """The checkpoints in a folder: the newest few, and the best by a metric."""
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, best_metric: str):
+    def __init__(self, folder: paths.Path, *, keep: int, best_metric: str):
         """Opens `folder`, creating it if need be.
 
         Args:
@@ -88,7 +88,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
-            str(folder.absolute()),
+            str(paths.absolute(folder)),
             # Orbax's own policies do not match its declaration of one.
             preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [

@@ -15,14 +15,13 @@ Source: Chen et al. 2020, https://arxiv.org/abs/2006.10029, section 2.
 
 import dataclasses
 import functools
-import pathlib
 import sys
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from simclr_jax import command, recipe, runs, session, supervised, training, workdirs
+from simclr_jax import command, paths, recipe, runs, session, supervised, training, workdirs
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
@@ -33,14 +32,14 @@ from simclr_jax.logs import say
 _FLAGS = session.define_flags()
 
 
-def distill(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+def distill(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
     """Distils as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
     return session.run(settings, workdir, stop, "distill", _open)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:
     name = settings.distill.teacher
-    teacher = runs.open_classifier(runs.open_run(pathlib.Path(name).expanduser()))
+    teacher = runs.open_classifier(runs.open_run(paths.parse(name)))
     if workdirs.read_result(teacher.run.workdir) is None:
         raise UserError(f"the teacher {name} is not finished; run its command again before it teaches")
     for key in ("mean", "std"):

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from simclr_jax import command, comparison, evaluation, measure, recipe, report
+from simclr_jax import command, comparison, evaluation, measure, paths, recipe, report
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -257,11 +257,16 @@ def draw(
     return report.write_pictures(out, results, parts, shown, histories, seed=0)
 
 
+def _folder_name(text: str) -> str:
+    folder = paths.parse(text)
+    return (folder.resolve() if isinstance(folder, pathlib.Path) else folder).name
+
+
 def main() -> int:
     """Runs the command line; returns the exit status."""
     if not _WORKDIRS.value:
         raise UserError("name a run with --workdir, such as runs/shapes")
-    runs = [open_run(pathlib.Path(folder)) for folder in dict.fromkeys(_WORKDIRS.value)]
+    runs = [open_run(paths.parse(folder)) for folder in dict.fromkeys(_WORKDIRS.value)]
     set_evaluation(
         runs,
         dataset=_DATASET.value,
@@ -274,8 +279,8 @@ def main() -> int:
         data_dir=_DATA_DIR.value,
     )
     chosen = runs[0].settings.evaluation
-    name = chosen.dataset or pathlib.Path(chosen.folder).expanduser().resolve().name
-    out = pathlib.Path(_OUT.value or runs[0].workdir / "evaluation" / re.sub(r"[^\w.-]+", "-", name))
+    name = re.sub(r"[^\w.-]+", "-", chosen.dataset or _folder_name(chosen.folder))
+    out = paths.parse(_OUT.value) if _OUT.value else runs[0].workdir / "evaluation" / name
     images = recipe.open_evaluation_set(runs[0].settings)
     pretrained = [run for run in runs if run.settings.stage == "pretrain"]
     tuned = [run for run in runs if run.settings.stage != "pretrain"]
@@ -287,7 +292,7 @@ def main() -> int:
         labels=_numbers(_LABELS_FLAG, int),
         draws=_DRAWS.value,
     )
-    out.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(out)
 
     say(f"measuring on {images}")
     classifiers = comparison.classify(tuned, images)
@@ -319,12 +324,14 @@ def main() -> int:
     write_json(out / "evaluation.json", results)
     for table in report.tables(results):
         say("\n" + table_text(table))
-    sections = []
-    if _PICTURES.value and all(map(importlib.util.find_spec, ("matplotlib", "sklearn"))):
-        sections = draw(out, results, images, kept, runs, points=_POINTS.value)
-    elif _PICTURES.value:
-        say("\nno pictures: pip install -e '.[figures]'")
-    report.write_page(out / "page.html", results, sections)
+    with paths.local(out) as folder:
+        folder.mkdir(exist_ok=True)
+        sections = []
+        if _PICTURES.value and all(map(importlib.util.find_spec, ("matplotlib", "sklearn"))):
+            sections = draw(folder, results, images, kept, runs, points=_POINTS.value)
+        elif _PICTURES.value:
+            say("\nno pictures: pip install -e '.[figures]'")
+        report.write_page(folder / "page.html", results, sections)
     say(f"\nwrote {out / 'evaluation.json'} and {out / 'page.html'}")
     return 0
 

@@ -14,7 +14,6 @@ In PyTorch:
 """
 
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -23,7 +22,7 @@ import optax
 from absl import flags
 from flax import nnx
 
-from simclr_jax import command, recipe, torchvision_weights, training
+from simclr_jax import command, paths, recipe, torchvision_weights, training
 from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say
@@ -79,7 +78,7 @@ def metadata(run: Run, step: int) -> dict[str, str]:
         "mean": json.dumps(views.mean),
         "std": json.dumps(views.std),
         "view_size": str(views.size),
-        "run": run.workdir.absolute().name,
+        "run": paths.absolute(run.workdir).name,
         "step": str(step),
     }
 
@@ -90,10 +89,10 @@ def main() -> int:
         raise UserError("name a run with --workdir")
     if not _OUT.value:
         raise UserError("name the file to write with --out, such as --out encoder.safetensors")
-    workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+    workdir, out = paths.parse(_WORKDIR.value), paths.parse(_OUT.value)
     if out.is_dir():
         raise UserError(f"--out is {out}, a folder; name a file such as {out / 'encoder.safetensors'}")
-    if not out.parent.is_dir():
+    if not (paths.is_remote(out) or out.parent.is_dir()):
         raise UserError(f"--out is {out}; there is no folder {out.parent}")
     run = open_run(workdir)
     step = run.steps[-1] if _STEP.value is None else _STEP.value

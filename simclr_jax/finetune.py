@@ -13,11 +13,10 @@ all keys; Chen et al. 2020, https://arxiv.org/abs/2006.10029, is what the recipe
 """
 
 import functools
-import pathlib
 import sys
 from typing import Any
 
-from simclr_jax import command, session, start, supervised
+from simclr_jax import command, paths, session, start, supervised
 from simclr_jax.config import Config
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
@@ -25,7 +24,7 @@ from simclr_jax.logs import say
 _FLAGS = session.define_flags()
 
 
-def finetune(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+def finetune(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
     """Trains on labels as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
     return session.run(settings, workdir, stop, "finetune", _open)
 

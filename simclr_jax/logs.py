@@ -3,11 +3,11 @@
 import contextlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from simclr_jax import paths
+
 _torch_is_unloaded = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
 try:  # tensorboardX imports PyTorch wherever it is installed: seconds, and a CUDA context
     from tensorboardX import SummaryWriter
 finally:
     if _torch_is_unloaded:
         del sys.modules["torch"]
+
+_METRICS = "metrics.jsonl"
 
 
 def say(text: str) -> None:
@@ -34,14 +38,12 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("simclr_jax", "jax", "flax", "optax")}
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `value` beside `path` and moves it into place, so that no reader meets half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+def write_json(path: paths.Path, value: Any) -> None:
+    """Writes `value` so that no reader meets half a file. Errors are those of `paths.write`."""
+    paths.write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: paths.Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; none where there is no such file."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -83,9 +85,7 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path, *, step: int):
         """Opens `path` to go on after `step`; what an interrupted run logged beyond it is dropped."""
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        os.replace(partial, path)
+        paths.write(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
         self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -100,15 +100,25 @@ class MetricsFile:
 
 
 class RunLog:
-    """The log of a run in its folder, and its progress line."""
+    """The log of a run in its folder, and its progress line.
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, total_steps: int, steps_per_epoch: int):
+    Object storage has no appending: for a remote folder the files are written aside, and `sync` copies them.
+    """
+
+    def __init__(self, workdir: paths.Path, *, step: int, total_steps: int, steps_per_epoch: int):
         """Goes on after `step`, where an earlier part of the run left off."""
+        self._workdir, self._aside = workdir, None
+        folder = workdir
+        if not isinstance(folder, pathlib.Path):
+            self._aside = tempfile.TemporaryDirectory()
+            folder = pathlib.Path(self._aside.name)
+            if (workdir / _METRICS).exists():
+                paths.copy(workdir / _METRICS, folder / _METRICS)
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._epochs = -(-total_steps // steps_per_epoch)
-        self._file = MetricsFile(workdir / "metrics.jsonl", step=step)
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self._file = MetricsFile(folder / _METRICS, step=step)
+        self._tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._live = sys.stderr.isatty()
         self._last_line = time.monotonic()
         self._bar = tqdm(
@@ -153,12 +163,21 @@ class RunLog:
             self._last_line = time.monotonic()
             say(f"{self._epoch_text(step)}, step {step}/{self._total_steps}: {text}")
 
+    def sync(self) -> None:
+        """Copies what was written to a remote folder; a local one has it. Errors are of `paths.copy`."""
+        if self._aside is not None:
+            self._tensorboard.flush()
+            paths.copy(pathlib.Path(self._aside.name), self._workdir)
+
     def close(self) -> None:
-        """Flushes and closes everything; a full disk has been told of where it mattered."""
+        """Flushes, closes and copies everything; a full disk has been told of where it mattered."""
         self._bar.close()
         for part in (self._file, self._tensorboard):
             with contextlib.suppress(OSError):
                 part.close()
+        if self._aside is not None:
+            with self._aside as folder:
+                paths.copy(pathlib.Path(folder), self._workdir)
 
     def _epoch_text(self, step: int) -> str:
         epoch = min(step // self._steps_per_epoch + 1, self._epochs)

@@ -184,6 +184,7 @@ def fit(
         stopping = bool(stop)  # looked at once, so that what ends the loop has been saved
         if evaluated or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
             meter.sync()
+            log.sync()  # first, so that a checkpoint never lacks what was logged before it
             checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)
             saved_at = time.monotonic()
             meter.resume()

@@ -4,10 +4,11 @@ Written as array_record, which everything else here reads without TensorFlow.
 """
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
-from simclr_jax.data.sources import ARRAY_RECORD, SHAPES, prepared_folder, tfds_dir
+from simclr_jax.data.sources import ARRAY_RECORD, SHAPES, prepare_command, prepared_folder, tfds_dir
 from simclr_jax.errors import UserError
 
 
@@ -36,6 +37,8 @@ def prepare(dataset: str, data_dir: str | None = None) -> str:
             f"{dataset} is prepared in {folder} as {', '.join(sorted(formats))}; "
             "delete that folder or give another --data_dir"
         )
+    if not isinstance(root, pathlib.Path):
+        raise UserError(f"TFDS cannot write to {root}; run: {prepare_command(dataset, data_dir)}")
     try:
         if dataset == SHAPES:
             from simclr_jax.data.shapes import prepare_shapes

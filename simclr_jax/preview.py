@@ -10,7 +10,6 @@ strength over the range that the config gives it.
 
 import functools
 import io
-import pathlib
 import sys
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from simclr_jax import augment, command, config, recipe, sheet
+from simclr_jax import augment, command, config, paths, recipe, sheet
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -195,11 +194,11 @@ def _central_box(size: np.ndarray, extent: np.ndarray) -> np.ndarray:
     return np.concatenate([(extent - size) // 2, size]).astype(np.float32)
 
 
-def file_format(out: pathlib.Path) -> str:
+def file_format(out: paths.Path) -> str:
     """Pillow's name for the format of `out`. Raises `UserError` where it cannot be written."""
     if out.is_dir():
         raise UserError(f"--out is {out}, a folder; name a file such as {out / 'views.png'}")
-    if not out.parent.is_dir():
+    if not (paths.is_remote(out) or out.parent.is_dir()):
         raise UserError(f"--out is {out}; there is no folder {out.parent}")
     name = Image.registered_extensions().get(out.suffix.lower(), "")
     try:
@@ -214,13 +213,14 @@ def file_format(out: pathlib.Path) -> str:
 def main() -> int:
     """Runs the command line; returns the exit status."""
     file = command.config_file(_FLAGS)
-    settings, out = _CONFIG.value, pathlib.Path(_OUT.value)
+    settings, out = _CONFIG.value, paths.parse(_OUT.value)
     format_name = file_format(out)
     config.check(settings)
     images = recipe.open_data(settings)
     ids = recipe.first_images(settings, images, _IMAGES.value)
     pixels = picture(settings, images, ids, name=file.name, views=_VIEWS.value)
-    Image.fromarray(pixels).save(out, format_name)
+    with paths.local(out) as local:
+        Image.fromarray(pixels).save(local, format_name)
     say(
         f"wrote {out}: {len(ids)} images of {images.name}, {_VIEWS.value} views of each, "
         f"each operation alone; {pixels.shape[1]} x {pixels.shape[0]} pixels"

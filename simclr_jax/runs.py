@@ -1,13 +1,12 @@
 """Runs, opened to be used."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax import checkpoints, config, evaluation, recipe, training, workdirs
+from simclr_jax import checkpoints, config, evaluation, paths, recipe, training, workdirs
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data import sources
@@ -20,7 +19,7 @@ from simclr_jax.logs import read_metrics
 class Run(NamedTuple):
     """A run of any stage with its kept checkpoints."""
 
-    workdir: pathlib.Path
+    workdir: paths.Path
     settings: Config
     steps: list[int]  # ascending, at least one
     history: list[dict[str, Any]]  # metrics.jsonl
@@ -50,7 +49,7 @@ class Run(NamedTuple):
         return round(step * logged["epoch"] / logged["step"], 2) if logged else None
 
 
-def open_run(workdir: pathlib.Path) -> Run:
+def open_run(workdir: paths.Path) -> Run:
     """Opens a run, finished or not. Raises `UserError` where there is none, or nothing to load of it."""
     settings = workdirs.read_config(workdir)
     steps = checkpoints.finished_steps(workdir / "checkpoints")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import pathlib
 import re
 import signal
 import sys
@@ -15,7 +14,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from simclr_jax import checkpoints, command, config, loop, recipe, sheet, training, workdirs
+from simclr_jax import checkpoints, command, config, loop, paths, recipe, sheet, training, workdirs
 from simclr_jax import mesh as meshes
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import Config
@@ -40,7 +39,7 @@ class Stage(NamedTuple):
 
 
 def run(
-    settings: Config, workdir: pathlib.Path, stop: StopRequest, stage: str, open_stage: Callable[..., Stage]
+    settings: Config, workdir: paths.Path, stop: StopRequest, stage: str, open_stage: Callable[..., Stage]
 ) -> dict[str, Any] | None:
     """Trains as `settings` say, in `workdir`.
 
@@ -210,7 +209,7 @@ def main(
       report: the last lines of a run, from its result.
     """
     file = command.config_file(values)
-    workdir = pathlib.Path(values["workdir"].value or pathlib.Path("runs", file.stem))
+    workdir = paths.parse(values["workdir"].value or f"runs/{file.stem}")
     stop = StopRequest()
     try:
         result = train(values["config"].value, workdir, stop)

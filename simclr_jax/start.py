@@ -1,12 +1,11 @@
 """What the weights of a run begin as: a pretrained run, a file of weights, or what its seed draws."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from simclr_jax import evaluation, probe, recipe, runs, torchvision_weights, training
+from simclr_jax import evaluation, paths, probe, recipe, runs, torchvision_weights, training
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
@@ -27,14 +26,14 @@ def start_model(config: Config, *, fresh: bool = True) -> SimCLR:
         return model
     params, batch_stats = training.weights(model)
     if start.run:
-        run = runs.open_run(pathlib.Path(start.run).expanduser())
+        run = runs.open_run(paths.parse(start.run))
         uses_head = config.stage == "pretrain" or config.classifier.head_layer > 0
         modules = ("encoder", "head") if uses_head else ("encoder",)
         loaded = run.weights(run.steps[-1], (_only(params, modules), _only(batch_stats, modules)))
     else:
         try:
             loaded = torchvision_weights.from_torchvision(
-                torchvision_weights.read(pathlib.Path(start.weights).expanduser()),
+                torchvision_weights.read(paths.parse(start.weights)),
                 params["encoder"],
                 batch_stats.get("encoder", {}),
             )

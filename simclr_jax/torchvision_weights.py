@@ -4,8 +4,6 @@ PyTorch reads such a file with `safetensors.torch.load_file`, for `torchvision.m
 and writes one with `safetensors.torch.save_file(model.state_dict(), path)`.
 """
 
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from simclr_jax import paths
 from simclr_jax.errors import UserError
 
 _LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -114,21 +113,22 @@ def from_torchvision(tensors: Mapping[str, np.ndarray], params: Any, batch_stats
     return jax.tree.unflatten(jax.tree.structure((params, batch_stats)), filled)
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: paths.Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file by name, each of the type it is stored in.
 
     Raises:
       UserError: if there is no such file, or it is damaged or not a safetensors file.
     """
     try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-        if start[8:] != b"{":  # after the length of the header, which is JSON
-            raise UserError(
-                f"{path} is not a safetensors file; where PyTorch has the weights loaded, it writes one with "
-                '`safetensors.torch.save_file(model.state_dict(), "x.safetensors")`'
-            )
-        return safetensors.numpy.load_file(path)
+        with paths.local_copy(path) as local:
+            with open(local, "rb") as file:
+                start = file.read(9)
+            if start[8:] != b"{":  # after the length of the header, which is JSON
+                raise UserError(
+                    f"{path} is not a safetensors file; where PyTorch has the weights loaded, it writes one "
+                    'with `safetensors.torch.save_file(model.state_dict(), "x.safetensors")`'
+                )
+            return safetensors.numpy.load_file(local)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a safetensors file") from error
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two from NumPy
@@ -137,20 +137,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file beside `path` and moves it into place, so that no reader meets half a file.
+def write(path: paths.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file so that no reader meets half of it. Errors are those of `paths.write`.
 
     Args:
       path: of the file, in a folder that exists.
       tensors: arrays by name.
       metadata: text by name, which goes into the file's header.
     """
-    partial = path.with_name(path.name + ".partial")
     # safetensors 0.8.0 writes the memory of an array in the order it lies, be it transposed or not.
     arranged = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # In memory first: `save_file` reports a full disk by an exception of its own.
-    partial.write_bytes(safetensors.numpy.save(arranged, dict(metadata)))
-    os.replace(partial, path)
+    paths.write(path, safetensors.numpy.save(arranged, dict(metadata)))
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:

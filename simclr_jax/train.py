@@ -8,11 +8,10 @@ again, the same command goes on where the run stopped.
 """
 
 import functools
-import pathlib
 import sys
 from typing import Any
 
-from simclr_jax import command, recipe, session, start, training
+from simclr_jax import command, paths, recipe, session, start, training
 from simclr_jax.config import Config
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
@@ -21,7 +20,7 @@ from simclr_jax.simclr import SimCLR
 _FLAGS = session.define_flags()
 
 
-def train(settings: Config, workdir: pathlib.Path, stop: StopRequest) -> dict[str, Any] | None:
+def train(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
     """Pretrains as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
     return session.run(settings, workdir, stop, "pretrain", _open)
 

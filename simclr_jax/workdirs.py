@@ -2,10 +2,9 @@
 
 import json
 import os
-import pathlib
 from typing import Any
 
-from simclr_jax import config, logs
+from simclr_jax import config, logs, paths
 from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 
@@ -14,7 +13,7 @@ _RESULT = "result.json"
 _LABELS = "labels.json"
 
 
-def check(workdir: pathlib.Path, settings: Config) -> None:
+def check(workdir: paths.Path, settings: Config) -> None:
     """Raises `UserError` where `workdir` cannot hold the run of `settings`; writes nothing.
 
     It can be absent, empty, or hold an earlier part of the same run: keys of the config may differ in
@@ -22,9 +21,10 @@ def check(workdir: pathlib.Path, settings: Config) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
-    parent = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir {workdir} cannot be written; name another folder")
+    if not paths.is_remote(workdir):
+        parent = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UserError(f"--workdir {workdir} cannot be written; name another folder")
     file = workdir / _CONFIG
     if file.exists():
         # Keys that are newer than the run had their defaults in it.
@@ -36,19 +36,19 @@ def check(workdir: pathlib.Path, settings: Config) -> None:
                 f"{workdir} holds a run of a different config: {', '.join(differing)}; "
                 "go on with its values or set another --workdir"
             )
-    elif workdir.exists() and any(path.name != _CONFIG + ".partial" for path in workdir.iterdir()):
+    elif workdir.exists() and any(path.name != _CONFIG + ".partial" for path in paths.entries(workdir)):
         raise UserError(f"--workdir {workdir} holds files but no run; name a new or empty folder")
 
 
-def create(workdir: pathlib.Path, settings: Config, labels: dict[str, Any] | None = None) -> None:
+def create(workdir: paths.Path, settings: Config, labels: dict[str, Any] | None = None) -> None:
     """Makes the folder, with the resolved config in it, and what labels the run learns from, if any."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(workdir)
     if labels is not None:
         logs.write_json(workdir / _LABELS, labels)
     logs.write_json(workdir / _CONFIG, _as_json(settings))
 
 
-def read_config(workdir: pathlib.Path) -> Config:
+def read_config(workdir: paths.Path) -> Config:
     """The config of the run in `workdir`; keys that came after it have their defaults.
 
     Raises `UserError` where there is no run, or one of a later version.
@@ -67,19 +67,19 @@ def read_config(workdir: pathlib.Path) -> Config:
     return settings
 
 
-def read_labels(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_labels(workdir: paths.Path) -> dict[str, Any] | None:
     """What labels the run learned from; None of a pretrained run."""
     file = workdir / _LABELS
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_result(workdir: paths.Path) -> dict[str, Any] | None:
     """What a finished run left; None where the run is not finished."""
     file = workdir / _RESULT
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+def write_result(workdir: paths.Path, result: dict[str, Any]) -> None:
     """Marks the run as finished."""
     logs.write_json(workdir / _RESULT, result)
 

@@ -5,7 +5,13 @@ import os
 
 import jax
 import pytest
+from etils.epath import backend, gpath
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 from jax.experimental.compilation_cache import compilation_cache
+
+from simclr_jax import paths
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,3 +56,42 @@ def kept_compilations(quick_compilation, cache_folder):
         compilation_cache.reset_cache()
         yield
     compilation_cache.reset_cache()
+
+
+class _ObjectStorage(DirFileSystem):
+    """gs:// in a local folder. As on object storage, there is no appending, and folders come with files."""
+
+    cachable = False
+    root = ""
+
+    def __init__(self, **options):
+        super().__init__(self.root, LocalFileSystem(auto_mkdir=True))
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return path.removeprefix("gs://").rstrip("/")
+
+    def open(self, path, mode="rb", **options):
+        assert mode in ("r", "rb", "w", "wb"), mode
+        return super().open(path, mode, **options)
+
+    def makedirs(self, path, exist_ok=False):
+        raise AssertionError(f"makes {path}, and gcsfs a bucket that is not there")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder whose content is that of gs://bucket; what other caches keep goes to a folder of the test."""
+    folder = tmp_path / "storage" / "bucket"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(_ObjectStorage, "root", str(folder.parent))
+    for protocol in ("gs", "gcs"):
+        monkeypatch.setitem(_registry, protocol, _ObjectStorage)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # or it reads gs:// with TensorFlow
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "local"))
+    forget = (backend.fsspec_backend._get_filesystem.cache_clear, paths._require_bucket.cache_clear)
+    for clear in forget:
+        clear()
+    yield folder
+    for clear in forget:
+        clear()

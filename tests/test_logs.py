@@ -3,7 +3,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from simclr_jax.logs import MetricsFile, read_metrics, write_json, write_projector
+from simclr_jax import paths
+from simclr_jax.logs import MetricsFile, RunLog, read_metrics, write_json, write_projector
 
 
 def test_going_on_drops_what_was_logged_beyond_the_checkpoint(tmp_path):
@@ -63,3 +64,42 @@ def test_the_projector_has_embeddings_labels_and_thumbnails_and_replaces_those_b
         first, last = sprite[:4, :4], sprite[4:8, 4:8]  # 5 images lie in rows of 3
         np.testing.assert_allclose(first, thumbnails[0], atol=1)
         np.testing.assert_allclose(last, thumbnails[4], atol=1)
+
+
+def test_the_log_of_a_run_in_a_bucket_is_there_at_each_sync_and_goes_on(bucket):
+    def steps():
+        file = bucket / "run" / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+    def tensorboard():
+        return sum(file.stat().st_size for file in bucket.glob("run/events.out.tfevents.*"))
+
+    workdir = paths.parse("gs://bucket/run")
+    killed = RunLog(workdir, step=0, total_steps=9, steps_per_epoch=3)
+    killed.metrics(0, {"images": 5})
+    killed.image("views", np.zeros((4, 4, 3), np.uint8))
+    killed.sync()
+    assert steps() == [0]
+    sizes = [tensorboard()]
+    killed.metrics(3, {"loss": 1.0})
+    killed.metrics(4, {"loss": 0.5})
+    assert steps() == [0] and tensorboard() == sizes[0]
+    killed.sync()
+    sizes.append(tensorboard())
+    log = RunLog(workdir, step=3, total_steps=9, steps_per_epoch=3)
+    assert [record["step"] for record in log.records] == [0, 3]
+    log.metrics(4, {"loss": 0.25})
+    log.close()
+    assert steps() == [0, 3, 4]
+    assert read_metrics(workdir / "metrics.jsonl")[-1] == {"step": 4, "epoch": 1.3333, "loss": 0.25}
+    assert 0 < sizes[0] < sizes[1]
+    killed.close()
+
+
+def test_a_local_log_needs_no_copy(tmp_path):
+    log = RunLog(tmp_path, step=0, total_steps=9, steps_per_epoch=3)
+    log.metrics(0, {"images": 5})
+    log.sync()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0]
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 2

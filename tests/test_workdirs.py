@@ -2,9 +2,10 @@ import json
 import pathlib
 import runpy
 
+import fsspec
 import pytest
 
-from simclr_jax import workdirs
+from simclr_jax import paths, workdirs
 from simclr_jax.config import default_config, flatten
 from simclr_jax.errors import UserError
 
@@ -136,3 +137,42 @@ def test_a_folder_without_a_run_has_no_config(tmp_path):
         with pytest.raises(UserError, match="holds no run") as raised:
             workdirs.read_config(folder)
         assert "\n" not in str(raised.value)
+
+
+def test_a_run_may_lie_in_a_bucket(bucket):
+    workdir = paths.parse("gs://bucket/runs/a")
+    settings = valid_config()
+    workdirs.check(workdir, settings)
+    assert list(bucket.iterdir()) == []
+    workdirs.create(workdir, settings, {"classes": ["cat"], "count": 1})
+    workdirs.write_result(workdir, {"steps": 1})
+    names = ["config.json", "labels.json", "result.json"]
+    assert sorted(file.name for file in (bucket / "runs" / "a").iterdir()) == names
+    assert workdirs.read_config(workdir).to_dict() == settings.to_dict()
+    assert workdirs.read_labels(workdir) == {"classes": ["cat"], "count": 1}
+    assert workdirs.read_result(workdir) == {"steps": 1}
+    workdirs.check(workdir, settings)
+    settings.train.batch_size = 64
+    with pytest.raises(UserError, match=r"gs://bucket/runs/a holds a run of a different config"):
+        workdirs.check(workdir, settings)
+
+
+def test_a_bucket_is_checked_as_a_folder_is(bucket):
+    (bucket / "file").touch()
+    (bucket / "thesis").mkdir()
+    (bucket / "thesis" / "a.tex").touch()
+    for name, message in {"file": "is a file", "thesis": "holds files but no run"}.items():
+        with pytest.raises(UserError, match=message):
+            workdirs.check(paths.parse(f"gs://bucket/{name}"), valid_config())
+
+
+def test_the_marker_of_an_empty_folder_in_a_bucket_is_no_file(bucket, monkeypatch):
+    (bucket / "runs").mkdir()
+    storage = fsspec.get_filesystem_class("gs")
+    monkeypatch.setattr(storage, "listdir", lambda self, path, detail: [path.removeprefix("gs://")])
+    workdir = paths.parse("gs://bucket/runs")
+    assert [path.name for path in workdir.iterdir()] == ["runs"]  # what gcsfs makes of it
+    workdirs.check(workdir, valid_config())
+    (bucket / "runs" / "runs").touch()
+    with pytest.raises(UserError, match="holds files but no run"):
+        workdirs.check(workdir, valid_config())

@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from simclr_jax import paths
 from simclr_jax.data.sources import UNLABELLED, Source
 from simclr_jax.errors import UserError
 
@@ -19,7 +20,7 @@ TEST_FOLDERS = ("test", "val", "validation")  # beside `train`, where the two li
 class _FolderSource:
     name: str
     fingerprint: Mapping[str, Any]
-    root: pathlib.Path
+    root: paths.Path
     files: tuple[str, ...]  # below `root`
     class_names: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()  # of each file, where there are classes
@@ -29,7 +30,9 @@ class _FolderSource:
 
     def record(self, index: int) -> tuple[bytes, int]:
         label = self.labels[index] if self.labels else UNLABELLED
-        return (self.root / self.files[index]).read_bytes(), label
+        file = self.root / self.files[index]
+        with paths.explained("read", file):
+            return file.read_bytes(), label
 
     def describe(self, index: int) -> str:
         return str(self.root / self.files[index])
@@ -105,29 +108,26 @@ def labelled_folder_source(path: str, split: str) -> Source:
     )
 
 
-def _existing_folder(path: str) -> pathlib.Path:
-    root = pathlib.Path(path).expanduser()
-    if not root.exists():
-        raise UserError(f"there is no folder {root}")
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; give the folder that holds the images")
+def _existing_folder(path: str) -> paths.Path:
+    root = paths.parse(path)
+    with paths.explained("list", root):
+        if not root.exists():
+            raise UserError(f"there is no folder {root}")
+        if not root.is_dir():
+            raise UserError(f"{root} is a file; give the folder that holds the images")
     return root
 
 
-def _is_class(entry: pathlib.Path) -> bool:
+def _is_class(entry: paths.Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _images_below(root: pathlib.Path) -> tuple[list[str], int]:
+def _images_below(root: paths.Path) -> tuple[list[str], int]:
     """The images below a folder, as sorted paths from there, and the number of other files."""
     files: list[str] = []
     others = 0
-    for parent, folders, names in os.walk(root, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = pathlib.Path(parent, name)
-            if name.startswith("."):
-                continue
+    with paths.explained("list", root):
+        for file in _files_below(root):
             if file.suffix.lower() in EXTENSIONS and file.is_file():
                 files.append(file.relative_to(root).as_posix())
             else:
@@ -135,12 +135,27 @@ def _images_below(root: pathlib.Path) -> tuple[list[str], int]:
     return sorted(files), others
 
 
-def _content(root: pathlib.Path, files: Sequence[str]) -> str:
+def _files_below(root: paths.Path) -> Iterator[paths.Path]:
+    if isinstance(root, pathlib.Path):
+        for parent, folders, names in os.walk(root, onerror=_cannot_list):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from (pathlib.Path(parent, name) for name in names if not name.startswith("."))
+        return
+    for entry in paths.entries(root):  # what epath 1.15 walks through has lost its gs://
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files_below(entry)
+        else:
+            yield entry
+
+
+def _content(root: paths.Path, files: Sequence[str]) -> str:
     """A hash that changes with the names, sizes and times of the files."""
     content = hashlib.sha256()
-    for file in files:
-        status = (root / file).stat()
-        content.update(json.dumps([file, status.st_size, status.st_mtime_ns]).encode())
+    with paths.explained("list", root):
+        for file in files:
+            content.update(json.dumps([file, *paths.size_and_time(root / file)]).encode())
     return content.hexdigest()
 
 

@@ -21,12 +21,15 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from simclr_jax import paths
 from simclr_jax.data.decode import MAX_PIXELS, UnreadableImage, decode_rgb
-from simclr_jax.data.sources import Source, cache_dir
+from simclr_jax.data.sources import Source, cache_dir, local_cache_dir
 from simclr_jax.errors import UserError
 
 _FORMAT = 1  # of the folder; a change makes every older pack be built anew
 _PARTIAL = ".partial"
+_SUMMARY = "pack.json"
+_FILES = ("canvas.npy", "extent.npy", "label.npy", _SUMMARY)  # a remote pack with the last is whole
 _NAMED = 10  # unreadable images that are named in warnings
 _CHUNK_BYTES = 8_000_000
 _LOG = logging.getLogger("simclr_jax")
@@ -68,7 +71,7 @@ def open_pack(
     source: Source,
     *,
     size: int,
-    cache: pathlib.Path | None = None,
+    cache: paths.Path | None = None,
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
@@ -77,12 +80,13 @@ def open_pack(
     """Opens the pack of a source at one size, after building it if the cache has none.
 
     A pack that was cut short is never taken for a finished one. Of several processes that want a
-    pack at once, one builds and the others wait.
+    pack at once, one builds and the others wait. As a pack is memory-mapped, one in a remote cache is
+    copied to the local one, and one that a remote cache lacks is built locally and copied there.
 
     Args:
         source: the encoded images.
         size: S, the side of a canvas in pixels; larger images are reduced to it.
-        cache: the folder that keeps packs; default `cache_dir()`.
+        cache: the folder that keeps packs, local or remote; default `cache_dir()`.
         max_unreadable: the largest share of images that may be left out as unreadable.
         max_pixels: images of more pixels count as unreadable.
         workers: decoding threads; default one a processor.
@@ -92,6 +96,9 @@ def open_pack(
         UserError: if too many or all images are unreadable, or the cache cannot take the pack.
     """
     packs = (cache or cache_dir()) / "packs"
+    shared = None
+    if not isinstance(packs, pathlib.Path):
+        packs, shared = local_cache_dir() / "packs", packs
     identity = {
         "format": _FORMAT,
         "source": source.fingerprint,
@@ -101,8 +108,9 @@ def open_pack(
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     folder = packs / key
+    shared = shared and shared / key
 
-    opened = _open_finished(folder, source, size)
+    opened, built = _open_finished(folder, source, size), False
     if opened is None:
         needed = len(source) * (size * size * 3 + 12)
         with _explained(packs, needed), _sole_builder(packs):
@@ -111,14 +119,20 @@ def open_pack(
                 if folder.exists():
                     _LOG.warning("the pack in %s is damaged and is built anew", folder)
                 _require_room(packs, needed)
+                if shared is not None and _fetch(shared, folder, progress):
+                    opened = _open_finished(folder, source, size)
+            if opened is None:
                 images = _decoded(source, size, max_pixels, workers or os.cpu_count() or 1)
                 _build(folder, source, size, images, max_unreadable, progress)
                 opened = _open_finished(folder, source, size)
                 if opened is None:
                     raise UserError(f"the pack just written to {folder} cannot be read back")
-                return opened[0]
+                built = True
     pack, summary = opened
-    _report(summary, source.name, max_unreadable)
+    if shared is not None:
+        _share(folder, shared, progress, again=built)
+    if not built:
+        _report(summary, source.name, max_unreadable)
     return pack
 
 
@@ -135,7 +149,7 @@ class _Summary:
 def _open_finished(folder: pathlib.Path, source: Source, size: int) -> tuple[Pack, _Summary] | None:
     """The pack in `folder`, or None if there is none or its files do not fit together."""
     try:
-        summary = _Summary(**json.loads((folder / "pack.json").read_text()))
+        summary = _Summary(**json.loads((folder / _SUMMARY).read_text()))
         canvas = np.load(folder / "canvas.npy", mmap_mode="r")
         extent = np.load(folder / "extent.npy")
         label = np.load(folder / "label.npy")
@@ -146,6 +160,33 @@ def _open_finished(folder: pathlib.Path, source: Source, size: int) -> tuple[Pac
         return None
     pack = Pack(canvas, extent, label, source.class_names, source.name, summary.unreadable)
     return pack, summary
+
+
+def _fetch(shared: paths.Path, folder: pathlib.Path, progress: bool) -> bool:
+    """Copies a pack from the remote cache; whether there is one."""
+    with paths.explained("read", shared):
+        if not (shared / _SUMMARY).exists():
+            return False
+    if progress:
+        print(f"copying the pack from {shared}", file=sys.stderr)
+    with paths.whole_folder(folder) as partial:
+        for name in _FILES:
+            paths.copy(shared / name, partial / name)
+    return True
+
+
+def _share(folder: pathlib.Path, shared: paths.Path, progress: bool, *, again: bool) -> None:
+    """Copies a pack to the remote cache, if it is there only `again`; where that fails, only warns."""
+    try:
+        with paths.explained("read", shared):
+            if not again and (shared / _SUMMARY).exists():
+                return
+        if progress:
+            print(f"copying the pack to {shared}", file=sys.stderr)
+        for name in _FILES:
+            paths.copy(folder / name, shared / name)
+    except UserError as error:
+        _LOG.warning("other machines have to pack these images again: %s", error)
 
 
 def _report(summary: _Summary, name: str, max_unreadable: float) -> None:
@@ -224,19 +265,9 @@ def _build(
     max_unreadable: float,
     progress: bool,
 ) -> None:
-    """Writes a pack beside `folder` and renames it there once it is whole and on the disk."""
-    partial = folder.with_name(folder.name + _PARTIAL)
-    try:
-        partial.mkdir()
+    with paths.whole_folder(folder) as partial:
         summary = _write(partial, source, size, chunks, progress)
         _report(summary, source.name, max_unreadable)
-        _sync_folder(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(
@@ -254,7 +285,7 @@ def _write(
     with (
         warnings.catch_warnings(),
         contextlib.closing(chunks),
-        _synced(folder / "canvas.npy") as file,
+        (folder / "canvas.npy").open("wb") as file,
         tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=not live) as bar,
     ):
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata of sound pixels
@@ -269,35 +300,16 @@ def _write(
             bar.update(chunk.tried)
         file.seek(0)
         _write_header(file, len(source) - len(unreadable), size)
-    with _synced(folder / "extent.npy") as file:
-        np.save(file, np.concatenate(extents))
-    with _synced(folder / "label.npy") as file:
-        np.save(file, np.concatenate(labels))
+    np.save(folder / "extent.npy", np.concatenate(extents))
+    np.save(folder / "label.npy", np.concatenate(labels))
     summary = _Summary(source.name, len(source), len(unreadable), unreadable[:_NAMED])
-    with _synced(folder / "pack.json") as file:
-        file.write(json.dumps(dataclasses.asdict(summary), indent=2).encode())
+    (folder / _SUMMARY).write_text(json.dumps(dataclasses.asdict(summary), indent=2))
     return summary
 
 
 def _write_header(file: IO[bytes], count: int, size: int) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-@contextlib.contextmanager
-def _synced(file: pathlib.Path) -> Iterator[IO[bytes]]:
-    with file.open("wb") as opened:
-        yield opened
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,16 @@
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from simclr_jax import paths
 from simclr_jax.errors import UserError
 
 SHAPES = "shapes"
@@ -18,6 +22,9 @@ _INFO_FILE = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # name[/config][:version], as TFDS writes it
 _DATASET = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+
+# Of files: name, bytes, time of change, first record and number of records.
+_Shards = list[tuple[str, int, int, int, int]]
 
 
 class Source(Protocol):
@@ -53,26 +60,38 @@ class Source(Protocol):
         ...
 
 
-def cache_dir() -> pathlib.Path:
-    """The folder for what is made once and kept: `$SIMCLR_JAX_CACHE`, else the user's cache."""
-    if own := os.environ.get("SIMCLR_JAX_CACHE"):
-        return pathlib.Path(own).expanduser()
+def cache_dir() -> paths.Path:
+    """The folder for what is made once and kept: `$SIMCLR_JAX_CACHE`, else the user's cache.
+
+    Raises `UserError` if it is remote and cannot be reached.
+    """
+    own = os.environ.get("SIMCLR_JAX_CACHE")
+    return paths.parse(own) if own else _user_cache_dir()
+
+
+def local_cache_dir() -> pathlib.Path:
+    """`cache_dir()`, or the user's cache where that is remote; for what has to lie on a disk."""
+    folder = cache_dir()
+    return folder if isinstance(folder, pathlib.Path) else _user_cache_dir()
+
+
+def _user_cache_dir() -> pathlib.Path:
     if user_cache := os.environ.get("XDG_CACHE_HOME"):
         return pathlib.Path(user_cache).expanduser() / "simclr_jax"
     return pathlib.Path.home() / ".cache" / "simclr_jax"
 
 
-def tfds_dir(dataset: str, data_dir: str | None = None) -> pathlib.Path:
+def tfds_dir(dataset: str, data_dir: str | None = None) -> paths.Path:
     """The TFDS folder that holds `dataset`: `data_dir` or its default.
 
     The default is `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, as in TFDS. `shapes`, which is drawn
-    on first use, goes to the cache instead, as the folder of the others may be read-only.
+    on first use, goes to the local cache instead, as the folder of the others may be read-only.
     """
     if data_dir is not None:
-        return pathlib.Path(data_dir).expanduser()
+        return paths.parse(data_dir)
     if dataset == SHAPES:
-        return cache_dir() / "tfds"
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        return local_cache_dir() / "tfds"
+    return paths.parse(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +109,8 @@ class _TfdsSource:
     def record(self, index: int) -> tuple[bytes, int]:
         try:
             features = self.records[index]
+        except UserError:
+            raise
         except Exception as error:  # a damaged shard makes the reader raise nearly any type
             raise OSError(f"damaged record: {error}") from error
         label = UNLABELLED if self.label_key is None else int(features[self.label_key])
@@ -116,16 +137,21 @@ def tfds_source(dataset: str, split: str, *, data_dir: str | None = None) -> Sou
     """
     prepared = _prepared(dataset, data_dir)
     label_key = prepared.label_key
-    shards = _shards(prepared.builder.info, dataset, split, prepared.command)
+    shards = _shards(prepared, dataset, split)
+    fingerprint = {
+        "tfds": prepared.builder.info.full_name,
+        "keys": [prepared.image_key, label_key],
+        "shards": shards,
+    }
+    if paths.is_remote(prepared.folder):
+        records = _FetchedRecords(prepared, split, shards, fingerprint)
+    else:
+        records = prepared.read(split)
     return _TfdsSource(
         name=f"{dataset}[{split}]",
         class_names=prepared.class_names,
-        fingerprint={
-            "tfds": prepared.builder.info.full_name,
-            "keys": [prepared.image_key, label_key],
-            "shards": shards,
-        },
-        records=prepared.read(split),
+        fingerprint=fingerprint,
+        records=records,
         image_key=prepared.image_key,
         label_key=label_key,
     )
@@ -152,6 +178,7 @@ def describe_tfds(dataset: str, *, data_dir: str | None = None) -> Description:
 class _Prepared(NamedTuple):
     """A data set that was prepared as array_record."""
 
+    folder: paths.Path
     builder: Any  # its decorated methods lost their types
     image_key: str
     label_key: str | None
@@ -167,14 +194,63 @@ class _Prepared(NamedTuple):
         return self.builder.as_data_source(split, decoders={self.image_key: tfds.decode.SkipDecoding()})
 
 
+class _FetchedRecords(Sequence[Any]):
+    """Records of a remote data set; its shards are copied to the local cache when the first is read.
+
+    array_record 0.8.6 can read gs:// itself, but with a request for each record.
+    """
+
+    def __init__(self, prepared: _Prepared, split: str, shards: _Shards, fingerprint: Mapping[str, Any]):
+        """Copies nothing yet, as a pack may be there already."""
+        self._prepared, self._split, self._shards = prepared, split, shards
+        key = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:32]
+        self._folder = local_cache_dir() / "shards" / key
+        self._lock = threading.Lock()
+        self._records: Sequence[Any] | None = None
+
+    def __len__(self) -> int:
+        return sum(take for *_, take in self._shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        with self._lock:
+            if self._records is None:
+                self._records = self._fetch()
+        return self._records[index]
+
+    def _fetch(self) -> Sequence[Any]:
+        import tensorflow_datasets as tfds
+
+        remote = self._prepared.folder
+        if not self._folder.is_dir():
+            with paths.whole_folder(self._folder) as folder:
+                about = [entry.name for entry in remote.iterdir() if entry.suffix in (".json", ".txt")]
+                for name in (*about, *dict.fromkeys(name for name, *_ in self._shards)):
+                    paths.copy(remote / name, folder / name)
+        builder: Any = tfds.builder_from_directory(self._folder)
+        _use_array_record(builder)
+        return self._prepared._replace(builder=builder).read(self._split)
+
+
+def _use_array_record(builder: Any) -> None:
+    builder.info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)
+
+
+def prepare_command(dataset: str, data_dir: str | None) -> str:
+    """What prepares `dataset` in `data_dir`; by way of a disk where TFDS cannot write."""
+    command = f"python -m simclr_jax.prepare {dataset}"
+    root = tfds_dir(dataset, data_dir)
+    if paths.is_remote(root):
+        name = re.split("[/:]", dataset)[0]
+        return f"{command} --data_dir tfds && gcloud storage cp -r tfds/{name} {root}/"
+    return command if data_dir is None else f"{command} --data_dir {data_dir}"
+
+
 def _prepared(dataset: str, data_dir: str | None) -> _Prepared:
     import tensorflow_datasets as tfds
 
     root = tfds_dir(dataset, data_dir)
-    command = f"python -m simclr_jax.prepare {dataset}"
-    if data_dir is not None:
-        command += f" --data_dir {data_dir}"
-    if dataset == SHAPES:
+    command = prepare_command(dataset, data_dir)
+    if dataset == SHAPES and isinstance(root, pathlib.Path):
         _draw_shapes(root)
     folder = prepared_folder(dataset, root)
     if folder is None:
@@ -184,26 +260,24 @@ def _prepared(dataset: str, data_dir: str | None) -> _Prepared:
             f"{f' (prepared there: {there})' if there else ''}; run: {command}"
         )
     builder: Any = tfds.builder_from_directory(folder)
-    info = builder.info
-    formats = {file_format.value for file_format in info.available_file_formats()}
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if ARRAY_RECORD not in formats:
         raise UserError(
             f"{dataset} is prepared in {folder} as {', '.join(sorted(formats))}, which cannot be read "
             f"without TensorFlow; delete that folder or choose another data_dir, then run: {command}"
         )
-    info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)
-
-    features: Mapping[str, Any] = dict(info.features)
+    _use_array_record(builder)
+    features: Mapping[str, Any] = dict(builder.info.features)
     images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
     labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
     if not images:
         raise UserError(
             f"{dataset} has no image among its features ({', '.join(features)}); choose an image data set"
         )
-    return _Prepared(builder, images[0], labels[0] if labels else None, command)
+    return _Prepared(folder, builder, images[0], labels[0] if labels else None, command)
 
 
-def prepared_folder(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
+def prepared_folder(dataset: str, root: paths.Path) -> paths.Path | None:
     """The folder below `root` where TFDS prepared `dataset`, or None if it did not.
 
     Without a config it is the default one; without a version, the newest there.
@@ -226,7 +300,7 @@ def prepared_folder(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
             folder = root / name / configs[0]
         elif config is not None and config not in configs and not folder.is_dir():
             raise UserError(f"{name} has no config {config}{_suggestion(config, configs)}")
-    elif not (root / name).is_dir():
+    elif not (name == SHAPES or (root / name).is_dir()):
         raise UserError(f"there is no data set {name} in TFDS or {root}{_suggestion(name, [*known, SHAPES])}")
 
     versions = {
@@ -246,10 +320,14 @@ def _suggestion(word: str, choices: Sequence[str]) -> str:
     return "; the names are at https://www.tensorflow.org/datasets/catalog/overview"
 
 
-def _prepared_names(dataset: str, root: pathlib.Path) -> list[str]:
+def _prepared_names(dataset: str, root: paths.Path) -> list[str]:
     """`name/config` (or `name:version`) of what is prepared of this data set."""
     name = re.split("[/:]", dataset)[0]
-    versions = {file.parent.relative_to(root) for file in root.glob(f"{name}/**/{_INFO_FILE}")}
+    versions = {
+        file.parent.relative_to(root)
+        for folders in ("*", "*/*")  # versions, or configs with versions
+        for file in root.glob(f"{name}/{folders}/{_INFO_FILE}")
+    }
     return sorted(f"{path.parent.as_posix()}:{path.name}" for path in versions)
 
 
@@ -265,8 +343,9 @@ def _draw_shapes(root: pathlib.Path) -> None:
         ) from error
 
 
-def _shards(info: Any, dataset: str, split: str, command: str) -> list[tuple[str, int, int, int, int]]:
-    """Name, bytes, time of change, first record and number of records of each file of the split."""
+def _shards(prepared: _Prepared, dataset: str, split: str) -> _Shards:
+    """Of each file of the split."""
+    info = prepared.builder.info
     try:
         instructions = info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
@@ -278,12 +357,13 @@ def _shards(info: Any, dataset: str, split: str, command: str) -> list[tuple[str
         raise UserError(f"{dataset}[{split}] holds no images; choose a larger part")
     shards = []
     for instruction in instructions:
-        file = pathlib.Path(instruction.filename)
+        file = prepared.folder / pathlib.PurePath(instruction.filename).name
         try:
-            status = file.stat()
+            size, changed = paths.size_and_time(file)
         except OSError as error:
             raise UserError(
-                f"cannot read {file} ({error.strerror}); delete {file.parent} and run: {command}"
+                f"cannot read {file} ({error.strerror or error}); delete {file.parent} and run: "
+                f"{prepared.command}"
             ) from error
-        shards.append((file.name, status.st_size, status.st_mtime_ns, instruction.skip, instruction.take))
+        shards.append((file.name, size, changed, instruction.skip, instruction.take))
     return shards

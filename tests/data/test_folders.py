@@ -109,3 +109,45 @@ def test_labelled_folder_errors(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="class b has no images to learn from"):
         labelled_folder_source(str(tmp_path), "train")
+
+
+def test_a_folder_in_a_bucket_is_read_as_a_local_one(bucket):
+    save(bucket / "photos", "b/x.JPEG", "a/z.png", "a/y/w.webp", "a/.hidden.png", ".git/x.png")
+    (bucket / "photos" / "notes.txt").touch()
+    ours, local = folder_source("gs://bucket/photos"), folder_source(str(bucket / "photos"))
+    assert ours.name == "gs://bucket/photos"
+    assert [ours.describe(index) for index in range(len(ours))] == [
+        f"gs://bucket/photos/{name}" for name in ("a/y/w.webp", "a/z.png", "b/x.JPEG")
+    ]
+    assert [ours.record(index) for index in range(3)] == [local.record(index) for index in range(3)]
+
+    def fingerprint():
+        return json.dumps(folder_source("gs://bucket/photos").fingerprint)
+
+    first = fingerprint()
+    assert fingerprint() == first == json.dumps(ours.fingerprint)
+    os.utime(bucket / "photos" / "a" / "z.png", (0, 5))
+    changed = fingerprint()
+    save(bucket / "photos", "new.png")
+    assert len({first, changed, fingerprint()}) == 3
+
+
+def test_classes_of_a_folder_in_a_bucket(bucket):
+    save(bucket / "photos", "train/owl/1.png", "train/ant/2.png", "val/owl/3.png", "train/.x/4.png")
+    train, test = (labelled_folder_source("gs://bucket/photos", split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("ant", "owl")
+    assert [train.record(index)[1] for index in range(len(train))] == [0, 1]
+    assert test.describe(0) == "gs://bucket/photos/val/owl/3.png" and test.record(0)[1] == 1
+
+
+def test_an_image_that_a_bucket_does_not_give_is_no_damaged_one(bucket):
+    save(bucket / "photos", "1.png")
+    source = folder_source("gs://bucket/photos")
+    (bucket / "photos" / "1.png").unlink()
+    # Not the OSError of a damaged one, which is left out.
+    with pytest.raises(UserError, match=r"cannot read gs://bucket/photos/1\.png"):
+        source.record(0)
+    for name, message in {"none": "there is no folder gs://bucket/none", "a.png": "is a file"}.items():
+        save(bucket, "a.png")
+        with pytest.raises(UserError, match=message):
+            folder_source(f"gs://bucket/{name}")

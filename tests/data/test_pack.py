@@ -4,12 +4,14 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -324,3 +326,55 @@ def test_progress_goes_to_stderr(cache, capfd):
     assert out == "" and "packing 1 images of memory" in err
     open_pack(Memory([png(1)], fingerprint="two"), size=4, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def remote(bucket, monkeypatch):
+    monkeypatch.setenv("SIMCLR_JAX_CACHE", "gs://bucket/cache")
+    return bucket / "cache" / "packs"
+
+
+def test_a_pack_of_a_remote_cache_is_built_once_for_all_machines(remote, monkeypatch, tmp_path):
+    packs, reads = [], []
+    for machine in ("a", "a", "b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        source = Memory([png(1), b"broken", png(3)])
+        packs.append(open_quietly(source, max_unreadable=0.5))
+        reads.append(source.reads)
+    assert reads == [3, 0, 0]
+    for pack in packs:
+        assert isinstance(pack.canvas, np.memmap) and pack.unreadable == 1
+        for name in ("canvas", "extent", "label"):
+            np.testing.assert_array_equal(getattr(pack, name), getattr(packs[0], name))
+    local = tmp_path / "b" / "simclr_jax" / "packs"
+    (key,) = [folder.name for folder in remote.iterdir()]
+    assert {file.name for file in (local / key).iterdir()} == {file.name for file in (remote / key).iterdir()}
+
+
+@pytest.mark.parametrize("name", ["canvas.npy", "pack.json"])
+def test_a_damaged_remote_pack_is_replaced_and_one_cut_short_completed(remote, monkeypatch, tmp_path, name):
+    open_quietly(Memory([png(1)]))
+    (file,) = remote.glob(f"*/{name}")
+    whole = file.read_bytes()
+    if name == "canvas.npy":
+        file.write_bytes(whole[:100])
+    else:
+        file.unlink()  # it is copied last
+    for machine, reads in {"b": 1, "c": 0}.items():
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        source = Memory([png(1)])
+        np.testing.assert_array_equal(open_quietly(source).canvas[0, 0, 0], [1, 1, 1])
+        assert source.reads == reads
+        assert file.read_bytes() == whole
+
+
+def test_a_remote_cache_that_cannot_be_written_is_warned_of(remote, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("403 Forbidden")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("gs"), "open", refuse)
+    assert len(open_quietly(Memory([png(1)]))) == 1
+    (record,) = caplog.records
+    assert re.search(
+        "have to pack these .*: cannot copy to gs://bucket/cache.* .403 Forbidden", record.message
+    )

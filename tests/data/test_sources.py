@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_jax.data.decode import decode_rgb
-from simclr_jax.data.sources import cache_dir, describe_tfds, tfds_dir, tfds_source
+from simclr_jax.data.sources import cache_dir, describe_tfds, local_cache_dir, tfds_dir, tfds_source
 from simclr_jax.errors import UserError
+from simclr_jax.prepare import prepare
 
 
 def png(value):
@@ -260,3 +262,53 @@ def test_tfds_dir(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/data")
     assert str(tfds_dir("cifar10")) == "/data"
     assert str(tfds_dir("cifar10", "/given")) == "/given"
+
+
+@pytest.fixture
+def remote_toys(toys, bucket):
+    shutil.copytree(toys, bucket / "tfds")
+    return bucket / "tfds"
+
+
+def shards(tmp_path):
+    return sorted(file.name for file in (tmp_path / "xdg").rglob("*.array_record*"))
+
+
+def test_a_data_set_in_a_bucket_gives_the_records_of_a_local_one(toys, remote_toys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SIMCLR_JAX_CACHE", "gs://bucket/cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    ours = tfds_source("toy_stl", "train[2:]", data_dir="gs://bucket/tfds")
+    local = tfds_source("toy_stl", "train[2:]", data_dir=toys)
+    again = tfds_source("toy_stl", "train[2:]", data_dir="gs://bucket/tfds")
+    assert (len(ours), ours.name, ours.class_names) == (len(local), local.name, local.class_names)
+    assert ours.fingerprint == again.fingerprint
+    assert shards(tmp_path) == []  # where its pack is cached, nothing is copied
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(ours.record, range(8)))
+    assert records == [local.record(index) for index in range(8)]
+    assert shards(tmp_path) == ["toy_stl-train.array_record-00000-of-00001"]
+    for file in remote_toys.rglob("*.array_record*"):
+        file.unlink()
+    assert again.record(3) == records[3]  # from the shards that are there by now
+
+
+def test_a_data_set_in_a_bucket_that_is_not_prepared_or_cannot_be_read(remote_toys):
+    with pytest.raises(UserError) as caught:
+        tfds_source("toy_stl:2.0.0", "train", data_dir="gs://bucket/tfds")
+    message = one_line(caught)
+    assert "toy_stl:2.0.0 is not prepared in gs://bucket/tfds (prepared there: toy_stl:1.0.0)" in message
+    assert "--data_dir tfds && gcloud storage cp -r tfds/toy_stl gs://bucket/tfds/" in message
+    source = tfds_source("toy_stl", "train", data_dir="gs://bucket/tfds")
+    for file in remote_toys.rglob("*.array_record*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"cannot copy from gs://bucket/tfds/toy_stl/1\.0\.0/toy_stl-train"):
+        source.record(0)
+
+
+def test_shapes_are_drawn_on_a_disk_where_the_cache_is_remote(bucket, monkeypatch):
+    monkeypatch.setenv("SIMCLR_JAX_CACHE", "gs://bucket/cache")
+    assert str(cache_dir()) == "gs://bucket/cache"
+    assert tfds_dir("shapes") == local_cache_dir() / "tfds"
+    assert str(tfds_dir("cifar10", "gs://bucket/tfds")) == "gs://bucket/tfds"
+    with pytest.raises(UserError, match=r"TFDS cannot write to gs://bucket/tfds; run: python -m"):
+        prepare("shapes", "gs://bucket/tfds")
