@@ -11,7 +11,7 @@ from simclr_jax.errors import UserError
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """`mesh_of` all devices, over which a batch is split.
+    """`mesh_of` all devices, of all processes, over which a batch is split.
 
     Raises:
       UserError: if the devices cannot share `batch_size` evenly.
@@ -37,10 +37,10 @@ def mesh_of(devices: Sequence[Any]) -> Mesh:
 
 def device_name() -> str:
     """The devices, in words."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return f"CPU with {os.cpu_count()} cores"
-    return f"{len(devices)} x {devices[0].device_kind}"
+    devices, processes = jax.devices(), jax.process_count()
+    on_cpu = devices[0].platform == "cpu"
+    name = f"CPU with {os.cpu_count()} cores" if on_cpu else f"{len(devices)} x {devices[0].device_kind}"
+    return name if processes == 1 else f"{name} in {processes} processes"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -11,7 +11,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from simclr_jax import augment, evaluation, knn, losses, optimizers, resnet, schedules, simclr, training
+from simclr_jax import (
+    augment,
+    evaluation,
+    hosts,
+    knn,
+    losses,
+    optimizers,
+    resnet,
+    schedules,
+    simclr,
+    training,
+)
 from simclr_jax import mesh as meshes
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config, Plan
@@ -131,7 +142,7 @@ def build_start(config: Config, plan: Plan, model: nnx.Module, mesh: Mesh) -> St
     optimizer = build_optimizer(config, schedule)
     running = config.model.batch_norm == "running"
     graphdef, state = training.create_state(model, optimizer, running=running)
-    return Start(graphdef, jax.device_put(state, meshes.replicated(mesh)), optimizer, schedule)
+    return Start(graphdef, hosts.put(state, meshes.replicated(mesh)), optimizer, schedule)
 
 
 def view_options(config: Config) -> dict[str, Any]:
@@ -265,8 +276,9 @@ def build_step(
 def build_batches(
     config: Config, images: pack.Pack, plan: Plan, mesh: Mesh, *, first_step: int
 ) -> batches.ResidentBatches | batches.StreamedBatches:
-    """The images on the device where they fit `run.memory_gb`, otherwise streamed."""
-    if images.canvas.nbytes > config.run.memory_gb * 1e9:
+    """The images on every device where they fit `run.memory_gb`, split where they fit all; or streamed."""
+    memory = config.run.memory_gb * 1e9
+    if images.canvas.nbytes > memory * mesh.size:
         return batches.StreamedBatches(
             images,
             seed=config.seed,
@@ -282,6 +294,7 @@ def build_batches(
         batch_size=config.train.batch_size,
         steps_per_call=config.run.steps_per_call or automatic,
         mesh=mesh,
+        split=images.canvas.nbytes > memory,
     )
 
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,15 +16,16 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from simclr_jax import checkpoints, command, config, loop, recipe, sheet, training, workdirs
+from simclr_jax import checkpoints, command, config, hosts, loop, recipe, sheet, training, workdirs
 from simclr_jax import mesh as meshes
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
-from simclr_jax.logs import RunLog, say, versions
+from simclr_jax.logs import RunLog, SilentLog, say, versions
 
+_SHARING_TRIES = 10  # one a second: over NFS another host's new files can take a few
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 
 
@@ -44,9 +46,12 @@ def run(
 ) -> dict[str, Any] | None:
     """Trains as `settings` say, in `workdir`.
 
+    Several processes joined by `hosts.join` call it alike and train together; the first writes and prints.
+
     Args:
       settings: the config.
-      workdir: a new or empty folder, or one with an earlier part of the same run.
+      workdir: a new or empty folder, or one with an earlier part of the same run; of several processes the
+        same one.
       stop: entered around the training; once it is set, the state is saved and training ends.
       stage: the one whose recipe `settings` have to be.
       open_stage: of (settings, fresh) to the stage; `fresh` where there is no checkpoint to go on from.
@@ -59,23 +64,34 @@ def run(
         before the first byte is written to `workdir`.
       NotFiniteError: if the loss becomes NaN or infinite.
     """
-    config.check(settings, stage=stage)
-    workdirs.check(workdir, settings)
-    finished = workdirs.read_result(workdir)
+    with hosts.together():
+        config.check(settings, stage=stage)
+        workdirs.check(workdir, settings)
+        finished = workdirs.read_result(workdir)
+    if not hosts.same(settings.to_json()):
+        raise UserError("the processes of this run have different configs; start all by the same command")
+    _check_shared(workdir)
     if finished is not None:
         say(f"{workdir} holds this run, finished; for another one set --workdir")
         return finished
-    mesh = meshes.data_mesh(settings.train.batch_size)
-    opened = open_stage(settings, not checkpoints.finished_steps(workdir / "checkpoints"))
-    images = opened.images
-    plan = config.derive(settings, len(images))
-    start = recipe.build_start(settings, plan, opened.model, mesh)
+    fresh = not checkpoints.finished_steps(workdir / "checkpoints")
+    with hosts.together():
+        mesh = meshes.data_mesh(settings.train.batch_size)
+        opened = open_stage(settings, fresh)
+        images = opened.images
+        plan = config.derive(settings, len(images))
+        start = recipe.build_start(settings, plan, opened.model, mesh)
+    if not hosts.same(str(len(images))):
+        raise UserError(f"{images.name} has other images on other hosts; bring all to the same")
     state = start.state
     parameters = optax.tree.size(state.params)
     say(f"{len(images):,} images of {images.name}; {parameters:,} parameters; {meshes.device_name()}")
     say(str(plan))
 
-    workdirs.create(workdir, settings, opened.labels)
+    with hosts.together():
+        if hosts.is_first():
+            workdirs.create(workdir, settings, opened.labels)
+    _check_shared(workdir)
     with contextlib.ExitStack() as stack:
         saved = Checkpoints(
             workdir / "checkpoints",
@@ -86,18 +102,22 @@ def run(
         stack.callback(saved.close)
         restored, seconds = saved.restore(state) or (None, 0.0)
         first_step = 0 if restored is None else int(restored.step)
-        log = RunLog(
-            workdir,
-            step=first_step,
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
+        log = (
+            RunLog(
+                workdir,
+                step=first_step,
+                total_steps=plan.total_steps,
+                steps_per_epoch=plan.steps_per_epoch,
+            )
+            if hosts.is_first()
+            else SilentLog(workdir, step=first_step)
         )
         stack.callback(log.close)
         evaluated: dict[int, dict[str, float]] = {}
 
         def evaluate(state: training.TrainState) -> dict[str, float]:
             step = int(state.step)
-            found = evaluated[step] = opened.evaluate(state)
+            found = evaluated[step] = opened.evaluate(hosts.local(state))
             log.metrics(step, found)
             say(f"step {step}: {', '.join(f'{title(name)} {value:.1%}' for name, value in found.items())}")
             return found
@@ -106,7 +126,7 @@ def run(
             ids = recipe.first_images(settings, images, _IMAGES_SHOWN)
             views = recipe.first_views(settings, images, ids, count=settings.views.count)
             log.image("views", sheet.view_grid(views))
-            log.metrics(0, {"images": len(images), **opened.before(state)})
+            log.metrics(0, {"images": len(images), **opened.before(hosts.local(state))})
         before = log.records[0]
         if before["images"] != len(images):
             raise UserError(
@@ -122,7 +142,8 @@ def run(
         run_steps = training.make_run_steps(step, batches.fetch, meshes.replicated(mesh))
         key: Any = jax.random.key(settings.seed)
         if opened.teacher is not None:
-            key = key, jax.device_put(opened.teacher[1], meshes.replicated(mesh))
+            key = key, opened.teacher[1]
+        key = hosts.put(key, meshes.replicated(mesh))
         meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds)
         with stop:
             state = loop.fit(
@@ -138,6 +159,7 @@ def run(
                 log=log,
                 checkpoints=saved,
                 stop=stop,
+                agree=hosts.agree,
             )
         if int(state.step) < plan.total_steps:
             say(
@@ -159,8 +181,19 @@ def run(
             "parameters": parameters,
             "versions": versions(),
         }
-        workdirs.write_result(workdir, result)
+        if hosts.is_first():
+            workdirs.write_result(workdir, result)
     return result
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises `UserError` unless all processes see the same files of the run."""
+    for _ in range(_SHARING_TRIES):
+        files = sorted(path.name for path in (*workdir.glob("*"), *workdir.glob("checkpoints/*")))
+        if hosts.same(str(files)):
+            return
+        time.sleep(1)
+    raise UserError(f"--workdir {workdir} is not one folder for all processes; name one that all hosts share")
 
 
 def title(name: str) -> str:
@@ -196,6 +229,10 @@ def define_flags() -> flags.FlagValues:
         "config", None, "Recipe of the run.", lock_config=True, flag_values=values
     )
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_boolean("distributed", False, "One run of several processes.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("processes", None, "How many there are.", flag_values=values)
+    flags.DEFINE_integer("process", None, "Which of them this is.", flag_values=values)
     return values
 
 
@@ -210,6 +247,11 @@ def main(
       report: the last lines of a run, from its result.
     """
     file = command.config_file(values)
+    by_hand = [values[name].value for name in ("coordinator", "processes", "process")]
+    if values["distributed"].value:
+        hosts.join(*by_hand)
+    elif any(value is not None for value in by_hand):
+        raise UserError("--coordinator, --processes and --process go with --distributed; set it too")
     workdir = pathlib.Path(values["workdir"].value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:
@@ -219,5 +261,5 @@ def main(
         return 1
     if result is None:
         return 130 if stop.signal == signal.SIGINT else 0
-    print(report(result))
+    say(report(result))
     return 0
