@@ -144,7 +144,7 @@ def default_config() -> Config:
     config.run = ConfigDict()
     run = config.run
     run.data_dir = ""  # TFDS data folder; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    run.memory_gb = 4.0  # a pack up to this size lies on the device, a larger one streams
+    run.memory_gb = 4.0  # up to this a pack lies on each device, up to all devices' split, else it streams
     run.steps_per_call = 0  # steps dispatched at once; 0: about a second's worth, on a CPU one
     run.log_every_steps = 20
     run.evaluate_every_epochs = 0  # 0: only at the end

@@ -32,9 +32,11 @@ from simclr_jax.logs import say
 _FLAGS = session.define_flags()
 
 
-def distill(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
+def distill(
+    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+) -> dict[str, Any] | None:
     """Distils as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "distill", _open)
+    return session.run(settings, workdir, stop, "distill", _open, dry_run=dry_run)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:

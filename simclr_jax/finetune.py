@@ -24,9 +24,11 @@ from simclr_jax.logs import say
 _FLAGS = session.define_flags()
 
 
-def finetune(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
+def finetune(
+    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+) -> dict[str, Any] | None:
     """Trains on labels as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "finetune", _open)
+    return session.run(settings, workdir, stop, "finetune", _open, dry_run=dry_run)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:

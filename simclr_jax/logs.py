@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from simclr_jax import paths
+from simclr_jax import hosts, paths
 
 _torch_is_unloaded = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
 try:  # tensorboardX imports PyTorch wherever it is installed: seconds, and a CUDA context
@@ -28,9 +28,10 @@ _METRICS = "metrics.jsonl"
 
 
 def say(text: str) -> None:
-    """Prints a line, above the progress line where there is one."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line, above the progress line where there is one; of several processes the first does."""
+    if hosts.is_first():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def versions() -> dict[str, str]:
@@ -182,3 +183,28 @@ class RunLog:
     def _epoch_text(self, step: int) -> str:
         epoch = min(step // self._steps_per_epoch + 1, self._epochs)
         return f"epoch {epoch}/{self._epochs}"
+
+
+class SilentLog:
+    """What other processes than the first have for a `RunLog`: it knows the records, and writes nothing."""
+
+    def __init__(self, workdir: paths.Path, *, step: int):
+        """Goes on after `step`, as the `RunLog` does."""
+        records = read_metrics(workdir / _METRICS)
+        self.records = [record for record in records if record["step"] <= step]
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Remembers `values` of `step`."""
+        self.records.append({"step": step, **values})
+
+    def image(self, name: str, image: np.ndarray) -> None:
+        """Shows nothing."""
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows nothing."""
+
+    def sync(self) -> None:
+        """There is nothing to copy."""
+
+    def close(self) -> None:
+        """There is nothing to close."""

@@ -1,7 +1,7 @@
 """The loop around a compiled step: calls, logging, evaluation, checkpoints, leaving in good order."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.interrupt import StopRequest
-from simclr_jax.logs import RunLog
+from simclr_jax.logs import RunLog, SilentLog
 from simclr_jax.training import TrainState
 
 _CALL_SECONDS = 1.0  # a call this long hides its dispatch, and still lets a signal be answered soon
@@ -122,9 +122,10 @@ def fit(
     log_every_steps: int,
     checkpoint_seconds: float,
     meter: Meter,
-    log: RunLog,
+    log: RunLog | SilentLog,
     checkpoints: Checkpoints,
     stop: StopRequest,
+    agree: Callable[[Sequence[int]], Sequence[int]],
 ) -> TrainState:
     """Runs from `state` to `total_steps`, or until `stop` is set; saves before it returns.
 
@@ -143,6 +144,8 @@ def fit(
       log: receives metrics and progress.
       checkpoints: receives states.
       stop: looked at after each call.
+      agree: the greatest of some integers over all processes of the run, as `hosts.agree`; called after each
+        call on what clocks and signals say, so that all processes dispatch the same programs.
 
     Returns:
       The state reached.
@@ -155,7 +158,7 @@ def fit(
     first_step = step
     saved_at = time.monotonic()
     call_steps = 1
-    stopping = bool(stop)
+    (stopping,) = agree([bool(stop)])
     log.progress(step, meter.latest)
 
     while step < total_steps and not stopping:
@@ -181,8 +184,10 @@ def fit(
         if evaluated:
             meter.sync()
             meter.latest |= evaluate(state)
-        stopping = bool(stop)  # looked at once, so that what ends the loop has been saved
-        if evaluated or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
+        # Looked at once, so that what ends the loop has been saved.
+        due = time.monotonic() - saved_at >= checkpoint_seconds
+        call_steps, stopping, due = agree([call_steps, bool(stop), due])
+        if evaluated or stopping or due:
             meter.sync()
             log.sync()  # first, so that a checkpoint never lacks what was logged before it
             checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)

@@ -10,13 +10,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from simclr_jax.errors import UserError
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """`mesh_of` all devices, over which a batch is split.
+def data_mesh(batch_size: int, parts: int = 1) -> Mesh:
+    """`mesh_of` all devices, of all processes, over which each microbatch, of `parts`, is split.
 
     Raises:
-      UserError: if the devices cannot share `batch_size` evenly.
+      UserError: if the devices cannot share it evenly.
     """
     devices = jax.devices()
+    if parts > 1 and batch_size // parts % len(devices):
+        raise UserError(
+            f"config.train.microbatch_size is {batch_size // parts}, not a multiple of the {len(devices)} "
+            "devices; set it to one"
+        )
     if batch_size % len(devices):
         raise UserError(
             f"config.train.batch_size is {batch_size}, not a multiple of the {len(devices)} devices; "
@@ -37,10 +42,10 @@ def mesh_of(devices: Sequence[Any]) -> Mesh:
 
 def device_name() -> str:
     """The devices, in words."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return f"CPU with {os.cpu_count()} cores"
-    return f"{len(devices)} x {devices[0].device_kind}"
+    devices, processes = jax.devices(), jax.process_count()
+    on_cpu = devices[0].platform == "cpu"
+    name = f"CPU with {os.cpu_count()} cores" if on_cpu else f"{len(devices)} x {devices[0].device_kind}"
+    return name if processes == 1 else f"{name} in {processes} processes"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,9 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
-from simclr_jax import augment, evaluation, knn, losses, optimizers, resnet, schedules, simclr, training
+from simclr_jax import (
+    augment,
+    evaluation,
+    hosts,
+    knn,
+    losses,
+    optimizers,
+    resnet,
+    schedules,
+    simclr,
+    training,
+)
 from simclr_jax import mesh as meshes
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config, Plan
@@ -130,7 +141,7 @@ class Start(NamedTuple):
 def build_start(config: Config, plan: Plan, model: nnx.Module, mesh: Mesh) -> Start:
     """The state before the first step, on all devices, with what takes it on from there."""
     start = _start(config, plan, model)
-    return start._replace(state=jax.device_put(start.state, meshes.replicated(mesh)))
+    return start._replace(state=hosts.put(start.state, meshes.replicated(mesh)))
 
 
 def abstract_start(config: Config, plan: Plan, mesh: Mesh) -> Start:
@@ -299,8 +310,9 @@ def build_step(
 def build_batches(
     config: Config, images: pack.Pack, plan: Plan, mesh: Mesh, *, first_step: int
 ) -> batches.ResidentBatches | batches.StreamedBatches:
-    """The images on the device where they fit `run.memory_gb`, otherwise streamed."""
-    if images.canvas.nbytes > config.run.memory_gb * 1e9:
+    """The images on every device where they fit `run.memory_gb`, split where they fit all; or streamed."""
+    residency = _residency(config, images.canvas.nbytes, mesh)
+    if residency == "streamed":
         return batches.StreamedBatches(
             images,
             seed=config.seed,
@@ -316,7 +328,44 @@ def build_batches(
         batch_size=config.train.batch_size,
         steps_per_call=config.run.steps_per_call or automatic,
         mesh=mesh,
+        split=residency == "split",
     )
+
+
+def abstract_batches(
+    config: Config, images: int, mesh: Mesh
+) -> tuple[Any, Callable[[Any, jax.Array], batches.Batch], jax.ShapeDtypeStruct]:
+    """Of `build_batches` on accelerators, without images: shapes of the arrays, `fetch`, shape of indices."""
+    side, batch_size = config.data.canvas_size, config.train.batch_size
+    everywhere, over = meshes.replicated(mesh), meshes.split(mesh)
+
+    def shapes(count: int, images: Sharding, rest: Sharding) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return (
+            jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8, sharding=images),
+            jax.ShapeDtypeStruct((count, 2), jnp.int32, sharding=rest),
+            jax.ShapeDtypeStruct((count,), jnp.int32, sharding=rest),
+        )
+
+    calls = jax.ShapeDtypeStruct((_LOOP_STEPS, batch_size), jnp.int32, sharding=meshes.split(mesh, 1))
+    match _residency(config, images * side**2 * 3, mesh):
+        case "replicated":
+            return shapes(images, everywhere, everywhere), batches.fetch, calls
+        case "split":
+            return (
+                shapes(images + -images % mesh.size, over, everywhere),
+                partial(batches.fetch_split, mesh=mesh),
+                calls,
+            )
+    one = jax.ShapeDtypeStruct((1, batch_size), jnp.int32, sharding=meshes.split(mesh, 1))
+    return shapes(batch_size, over, over), batches.StreamedBatches.fetch, one
+
+
+def _residency(config: Config, pack_bytes: int, mesh: Mesh) -> str:
+    """Where the pack lies: "replicated", on every device; "split" over them; or "streamed"."""
+    memory = config.run.memory_gb * 1e9
+    if pack_bytes <= memory:
+        return "replicated"
+    return "split" if pack_bytes <= memory * mesh.size else "streamed"
 
 
 def clean_views(config: Config, size: int) -> evaluation.MakeViews:

@@ -102,6 +102,11 @@ def out_of_memory(config: Config, start: Start, mesh: Mesh, *, data_bytes: int) 
     )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or its compiler, says that there is too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
 def _smaller_part(config: Config, start: Start, mesh: Mesh, data_bytes: int, limit: float) -> int | None:
     """The largest microbatch below today's that fits `limit` bytes, or else the smallest there is."""
     batch_size = config.train.batch_size

@@ -20,9 +20,11 @@ from simclr_jax.simclr import SimCLR
 _FLAGS = session.define_flags()
 
 
-def train(settings: Config, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
+def train(
+    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+) -> dict[str, Any] | None:
     """Pretrains as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "pretrain", _open)
+    return session.run(settings, workdir, stop, "pretrain", _open, dry_run=dry_run)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:

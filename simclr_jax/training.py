@@ -148,7 +148,7 @@ def make_run_steps(
     step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]],
     fetch: Callable[[Any, jax.Array], Batch],
     sharding: jax.sharding.Sharding,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The compiled program of several steps in one dispatch.
 
     Args:

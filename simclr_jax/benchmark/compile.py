@@ -117,7 +117,7 @@ def main() -> int:
             "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
         )
     command.config_file(FLAGS)
-    settings = FLAGS["config"].value
+    settings: Config = FLAGS["config"].value
     configs.check(settings, stage="pretrain")
     for chips in map(_chips, _SLICES.value):
         if (settings.train.microbatch_size or settings.train.batch_size) % chips:

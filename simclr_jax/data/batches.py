@@ -4,13 +4,16 @@ The order is a pure function of (seed, epoch), so a run can begin at any step wi
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from simclr_jax import hosts
 from simclr_jax import mesh as meshes
 from simclr_jax.data.pack import Pack
 
@@ -33,30 +36,80 @@ def step_indices(step: int, *, seed: int, images: int, batch_size: int) -> np.nd
 
 
 class ResidentBatches:
-    """The pack lies on every device; a call sends the indices of its steps and nothing else."""
+    """The pack lies on the devices; a call sends the indices of its steps and nothing else.
 
-    def __init__(self, pack: Pack, *, seed: int, batch_size: int, steps_per_call: int, mesh: Mesh):
-        """Copies `pack` to the devices of `mesh`."""
+    Attributes:
+      steps_per_call: the most steps of a call.
+      device_bytes: what lies on each device.
+      fetch: (arrays of `call`, indices [B]) to one step's batch, inside the compiled program.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        seed: int,
+        batch_size: int,
+        steps_per_call: int,
+        mesh: Mesh,
+        split: bool = False,
+    ):
+        """Copies `pack` to each device of `mesh`, or with `split` an equal share of its images to each."""
         self.steps_per_call = steps_per_call
+        self.fetch = partial(fetch_split, mesh=mesh) if split else fetch
         self._order = dict(seed=seed, images=len(pack), batch_size=batch_size)
         self._indices_sharding = meshes.split(mesh, axis=1)
-        self._arrays = jax.device_put((pack.canvas, pack.extent, pack.label), meshes.replicated(mesh))
+        everywhere = meshes.replicated(mesh)
+        canvas = _split_rows(pack.canvas, mesh) if split else hosts.put(pack.canvas, everywhere)
+        self._arrays = canvas, *hosts.put((pack.extent, pack.label), everywhere)
+        self.device_bytes = sum(array.addressable_data(0).nbytes for array in self._arrays)
 
     def call(self, step: int, count: int) -> tuple[Any, jax.Array]:
         """What `fetch` needs for `count` steps from `step`: the pack, int32 [steps_per_call, B]."""
         rows = [step_indices(step + i, **self._order) for i in range(count)]
         rows += rows[-1:] * (self.steps_per_call - count)  # one shape, so one compilation
-        return self._arrays, jax.device_put(np.stack(rows), self._indices_sharding)
+        return self._arrays, hosts.put(np.stack(rows), self._indices_sharding)
 
-    @staticmethod
-    def fetch(arrays: Any, index: jax.Array) -> Batch:
-        """One step's batch, inside the compiled program."""
-        canvas, extent, label = arrays
-        return Batch(canvas[index], extent[index], label[index], index)
+
+def fetch(arrays: Any, index: jax.Array) -> Batch:
+    """One step's batch of the pack, canvas, extent and label, inside the compiled program."""
+    canvas, extent, label = arrays
+    return Batch(canvas[index], extent[index], label[index], index)
+
+
+def fetch_split(arrays: Any, index: jax.Array, *, mesh: Mesh) -> Batch:
+    """As `fetch`, of a canvas whose rows are split over the devices."""
+
+    def collect(canvas: jax.Array, index: jax.Array) -> jax.Array:
+        """Each device's share of the batch, from the rows that all devices find among their own."""
+        row = index - jax.lax.axis_index("data") * len(canvas)
+        own = (row >= 0) & (row < len(canvas))
+        found = jnp.where(own[:, None, None, None], canvas[jnp.where(own, row, 0)], 0)
+        return jax.lax.psum_scatter(found, "data", tiled=True)  # exact: all but one of them are zero
+
+    canvas, extent, label = arrays
+    rows = meshes.split(mesh).spec
+    collect = jax.shard_map(collect, mesh=mesh, in_specs=(rows, meshes.replicated(mesh).spec), out_specs=rows)
+    return Batch(collect(canvas, index), extent[index], label[index], index)
+
+
+def _split_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """`array` cut over the devices by rows, zeros after the last; a process reads those of its devices."""
+    share = -(-len(array) // mesh.size)
+
+    def read(index: Any) -> np.ndarray:
+        rows = array[index[0]]
+        missing = share - len(rows)
+        return rows if not missing else np.pad(rows, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+    return jax.make_array_from_callback((share * mesh.size, *array.shape[1:]), meshes.split(mesh), read)
 
 
 class StreamedBatches:
-    """The pack is too large for the device: Grain reads the next batches while the device works."""
+    """The pack is too large for the devices: Grain reads the next batches while they work.
+
+    Each process reads the images of its own devices.
+    """
 
     steps_per_call = 1
 
@@ -72,17 +125,21 @@ class StreamedBatches:
     ):
         """Starts reading at `first_step`, a few batches ahead."""
         self._sharding = meshes.split(mesh)
+        self.device_bytes = 2 * batch_size * pack.canvas[0].nbytes // mesh.size  # this batch and the next
         self._indices_sharding = meshes.split(mesh, axis=1)
         order = dict(seed=seed, images=len(pack), batch_size=batch_size)
+        places = self._sharding.addressable_devices_indices_map((batch_size,)).values()
+        own = np.unique([np.arange(batch_size)[place] for place in places])
 
         def load(step: int) -> tuple[np.ndarray, ...]:
-            index = step_indices(step, **order)
+            batch = step_indices(step, **order)
+            index = batch[own]
             # Ascending, a gather walks the file once; a batch's own order means nothing to the loss,
             # but it does to the bits, so the order that was drawn is put back.
             ascending = np.argsort(index)
             canvas = np.empty((len(index), *pack.canvas.shape[1:]), np.uint8)
             canvas[ascending] = pack.canvas[index[ascending]]
-            return canvas, pack.extent[index], pack.label[index], index
+            return canvas, pack.extent[index], pack.label[index], batch
 
         self._batches: Iterator = iter(
             grain.MapDataset.range(first_step, total_steps)
@@ -95,8 +152,8 @@ class StreamedBatches:
         del step, count  # in order, one at a time
         *arrays, index = next(self._batches)
         return (
-            jax.device_put(tuple(arrays), self._sharding),
-            jax.device_put(index[None], self._indices_sharding),
+            jax.make_array_from_process_local_data(self._sharding, tuple(arrays)),
+            hosts.put(index[None], self._indices_sharding),
         )
 
     @staticmethod

@@ -1,3 +1,6 @@
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,12 +12,12 @@ from simclr_jax.data.pack import Pack
 IMAGES, BATCH = 22, 4
 
 
-def make_pack():
+def make_pack(images=IMAGES):
     rng = np.random.default_rng(0)
     return Pack(
-        canvas=rng.integers(0, 256, (IMAGES, 8, 8, 3), np.uint8),
-        extent=rng.integers(1, 9, (IMAGES, 2), np.int32),
-        label=np.zeros(IMAGES, np.int32),
+        canvas=rng.integers(0, 256, (images, 8, 8, 3), np.uint8),
+        extent=rng.integers(1, 9, (images, 2), np.int32),
+        label=np.arange(images, dtype=np.int32),
         class_names=("a",),
         name="random",
         unreadable=0,
@@ -38,6 +41,42 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
     assert np.concatenate(order(1)).tolist() == orders[1]
 
 
+def assert_same_steps(pack, ours, reference, first_step, steps=3):
+    """Steps of `ours`, one a call, and of `reference`, in one call."""
+    arrays, rows = reference.call(first_step, steps)
+    for i in range(steps):
+        expected = jax.jit(reference.fetch)(arrays, rows[i])
+        own_arrays, own_rows = ours.call(first_step + i, 1)
+        found = jax.jit(ours.fetch)(own_arrays, own_rows[0])
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        np.testing.assert_array_equal(found.canvas, pack.canvas[np.asarray(rows[i])])
+
+
+@pytest.mark.parametrize("images", [24, IMAGES, 21, 5])
+def test_split_over_the_devices_equals_a_copy_on_each(images):
+    """Also where the last device has fewer rows than the others, or none."""
+    pack, mesh = make_pack(images), meshes.data_mesh(BATCH)
+    options: dict[str, Any] = dict(seed=3, batch_size=BATCH, steps_per_call=3, mesh=mesh)
+    split = ResidentBatches(pack, **options, split=True)
+    assert_same_steps(pack, split, ResidentBatches(pack, **options), 2)
+    canvas = split.call(0, 1)[0][0]
+    assert {shard.data.shape[0] for shard in canvas.addressable_shards} == {-(-images // mesh.size)}
+
+
+def test_a_device_reads_no_rows_but_its_own():
+    read = []
+
+    class Rows(np.ndarray):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    pack, mesh = make_pack(), meshes.data_mesh(BATCH)
+    pack = dataclasses.replace(pack, canvas=pack.canvas.view(Rows))
+    ResidentBatches(pack, seed=0, batch_size=BATCH, steps_per_call=1, mesh=mesh, split=True)
+    assert sorted((rows.start or 0, rows.stop) for rows in read) == [(0, 6), (6, 12), (12, 18), (18, 24)]
+
+
 @pytest.mark.parametrize("first_step", [0, 7])
 def test_streamed_equals_resident(first_step):
     pack, mesh = make_pack(), meshes.data_mesh(BATCH)
@@ -45,11 +84,5 @@ def test_streamed_equals_resident(first_step):
     streamed = StreamedBatches(
         pack, seed=3, batch_size=BATCH, first_step=first_step, total_steps=12, mesh=mesh
     )
-    arrays, rows = resident.call(first_step, 3)
-    assert rows.shape == (4, BATCH)
-    for step in range(3):
-        expected = jax.jit(resident.fetch)(arrays, rows[step])
-        stream_arrays, stream_rows = streamed.call(first_step + step, 1)
-        assert stream_rows.shape == (1, BATCH)
-        jax.tree.map(np.testing.assert_array_equal, streamed.fetch(stream_arrays, stream_rows[0]), expected)
-        np.testing.assert_array_equal(expected.canvas, pack.canvas[np.asarray(rows[step])])
+    assert resident.call(first_step, 3)[1].shape == (4, BATCH)
+    assert_same_steps(pack, streamed, resident, first_step)
