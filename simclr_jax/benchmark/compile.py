@@ -37,12 +37,12 @@ from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 from simclr_jax.table import Table, table_text
 
-# Bytes that a chip has: https://cloud.google.com/tpu/docs/v5e.
-TARGETS = {"v5e": 16 * 2**30}
+# Bytes that the compiler lets a program have; a chip has 16 GiB (https://cloud.google.com/tpu/docs/v5e).
+TARGETS = {"v5e": 15.75 * 2**30}
 _RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "imagenette.py"
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", str(_RECIPE), "Recipe.", lock_config=True, flag_values=FLAGS)
+config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True, flag_values=FLAGS)
 _TARGET = flags.DEFINE_string("target", "v5e", "Chip.", flag_values=FLAGS)
 _SLICES = flags.DEFINE_list("slices", ["1", "2x4"], "Chips of each.", flag_values=FLAGS)
 _IMAGES = flags.DEFINE_integer("images", 10_000, "Of the data set.", lower_bound=2, flag_values=FLAGS)
@@ -91,7 +91,7 @@ def compile_step(config: Config, images: int, devices: Sequence[Any]) -> dict[st
     }
 
 
-def table(found: Mapping[str, Any], limit: int) -> Table:
+def table(found: Mapping[str, Any], limit: float) -> Table:
     """Of what the process with the compiler printed."""
     rows = []
     for program in found["programs"]:
@@ -116,6 +116,8 @@ def main() -> int:
         raise UserError(
             "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
         )
+    if not FLAGS["config"].present:
+        FLAGS["config"].parse(str(_RECIPE))
     command.config_file(FLAGS)
     settings: Config = FLAGS["config"].value
     configs.check(settings, stage="pretrain")
