@@ -105,7 +105,6 @@ def test_the_process_with_the_compiler_gets_the_whole_recipe(monkeypatch, tmp_pa
         ("--slices=2y4", "such as 1 or 2x4"),
         ("--slices=3", "3 chips cannot share a batch of 256"),
         ("--libtpu=/nowhere", "pip install --target /nowhere libtpu"),
-        ("--config.train.batch_size=1", "at least 2"),
     ],
 )
 def test_bad_flags_are_one_line(flag, said, capsys, monkeypatch):
