@@ -71,7 +71,7 @@ def _readable(folder: pathlib.Path, step: int) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest few, and the best by a metric."""
+    """The checkpoints in a folder: the newest few, and the best by a metric; written in the background."""
 
     def __init__(self, folder: pathlib.Path, *, keep: int, best_metric: str):
         """Opens `folder`, creating it if need be.
@@ -85,6 +85,7 @@ class Checkpoints:
         self._folder = folder
         self._best_metric = best_metric
         self._failed = False
+        self._pending: tuple[int, Any] | None = None  # step that is being written, and Orbax's response
         policies = ocp.training.preservation_policies
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
@@ -103,15 +104,23 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        self._find_latest()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest finished checkpoint, if there is one."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        """Step of the newest checkpoint that is known to be in place, if there is one."""
+        return self._latest_step
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written in the background."""
+        return self._checkpointer.is_saving_in_progress()
 
     def save(self, step: int, state: Any, *, seconds: float, metrics: Mapping[str, float]) -> None:
-        """Writes `state` as the checkpoint of `step`, aside first and then moved into place.
+        """Begins to write `state` as the checkpoint of `step`, after the one before it is in place.
+
+        When this returns, the state has been copied and may be donated. It is written aside and then moved
+        into place.
 
         Args:
           step: steps done.
@@ -120,29 +129,41 @@ class Checkpoints:
           metrics: what is known at this step; the best-metric is looked up here.
 
         Raises:
-          UserError: if the disk is full or the folder cannot be written. Earlier checkpoints stand.
+          UserError: if the disk is full or the folder cannot be written, here or for the checkpoint before.
+            Finished checkpoints stand.
         """
+        self.wait()
         if self.latest_step == step:
             return
         known: Any = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
-        try:
-            self._checkpointer.save_checkpointables(
+        with self._telling(step):
+            # On a CPU, Orbax's copy is a view of the buffer. JAX does not reuse a donated buffer that has a
+            # view, so the bits stay.
+            response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state, "clock": {"seconds": np.float64(seconds)}},
                 metrics=known,
                 force=True,
             )
-        except Exception as error:
-            self._failed = True
-            reason = disk_trouble(error)
-            if reason is None:
-                raise
-            last = self.latest_step
-            kept = "there is none before it" if last is None else f"the last good one is of step {last}"
-            raise UserError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {kept}. "
-                "Put it right and run the same command again"
-            ) from error
+        self._pending = step, response
+
+    def raise_if_failed(self) -> None:
+        """Raises what `wait` would for a write that has ended; returns at once while it is going on."""
+        if not self.writing:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the checkpoint that is being written is in place.
+
+        Raises:
+          UserError: as of `save`.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        with self._telling(step):
+            response.result()
+        self._latest_step = step
 
     def restore(self, state: Any) -> tuple[Any, float] | None:
         """The newest readable checkpoint as (state, seconds); None where there is none.
@@ -156,6 +177,7 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints but none can be read.
         """
+        self.wait()
         steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
         abstract = {
             "state": _abstract(state),
@@ -184,9 +206,31 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Finishes what is being written; after a failed `save`, which told, there is nothing to finish."""
+        """Waits as `wait` does; after a failure, which was told, there is nothing to wait for."""
         if not self._failed:
+            self.wait()
             self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _telling(self, step: int) -> Iterator[None]:
+        """Turns a failure to write into a `UserError`, where the disk is to blame."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = disk_trouble(error)
+            if reason is None:
+                raise
+            last = self.latest_step
+            kept = "there is none before it" if last is None else f"the last good one is of step {last}"
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason}; {kept}. "
+                "Put it right and run the same command again"
+            ) from error
+
+    def _find_latest(self) -> None:
+        latest = self._checkpointer.latest
+        self._latest_step = None if latest is None else latest.step
 
     def _set_aside(self, step: int) -> None:
         source = self._folder / str(step)
@@ -194,6 +238,7 @@ class Checkpoints:
         if source.exists() and not target.exists():
             source.rename(target)
         self._checkpointer.reload()
+        self._find_latest()
 
 
 def _shapes(tree: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """The loop around a compiled step: calls, logging, evaluation, checkpoints, leaving in good order."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -138,7 +139,7 @@ def fit(
       evaluate: metrics of a state, such as its 1-NN accuracy; run at the end of the run as well.
       evaluate_every_steps: 0 for only at the end.
       log_every_steps: metrics are averaged over as many steps and written.
-      checkpoint_seconds: a checkpoint is due after this long.
+      checkpoint_seconds: a checkpoint is due after this long, and once the one before it is in place.
       meter: takes the metrics.
       log: receives metrics and progress.
       checkpoints: receives states.
@@ -163,7 +164,9 @@ def fit(
         count = min(call_steps, min(total_steps, *milestones) - step)
         began = time.monotonic()
         arrays, indices = batches.call(step, count)
-        state, metrics = run_steps(state, arrays, indices, count)
+        # The first call compiles, for up to minutes, and all that a kill would lose is this call.
+        with stop.paused() if step == first_step else contextlib.nullcontext():
+            state, metrics = run_steps(state, arrays, indices, count)
         meter.add(count, metrics)
         if step == first_step:
             meter.sync(timed=False)
@@ -181,12 +184,15 @@ def fit(
         if evaluated:
             meter.sync()
             meter.latest |= evaluate(state)
+        checkpoints.raise_if_failed()
+        due = time.monotonic() - saved_at >= checkpoint_seconds and not checkpoints.writing
         stopping = bool(stop)  # looked at once, so that what ends the loop has been saved
-        if evaluated or stopping or time.monotonic() - saved_at >= checkpoint_seconds:
+        if evaluated or stopping or due:
             meter.sync()
             checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)
             saved_at = time.monotonic()
             meter.resume()
+    checkpoints.wait()
     return state
 
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
-from simclr_jax.interrupt import StopRequest
+from simclr_jax.interrupt import StopRequest, exit_status, leaving
 from simclr_jax.logs import RunLog, say, versions
 
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
@@ -213,11 +212,12 @@ def main(
     workdir = pathlib.Path(values["workdir"].value or pathlib.Path("runs", file.stem))
     stop = StopRequest()
     try:
-        result = train(values["config"].value, workdir, stop)
+        with leaving("stopped, with nothing to save; the same command goes on"):
+            result = train(values["config"].value, workdir, stop)
     except loop.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if result is None:
-        return 130 if stop.signal == signal.SIGINT else 0
+        return exit_status(stop.signal)
     print(report(result))
     return 0
