@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,7 +116,15 @@ class Checkpoints:
         """Whether a checkpoint is being written in the background."""
         return self._checkpointer.is_saving_in_progress()
 
-    def save(self, step: int, state: Any, *, seconds: float, metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        seconds: float,
+        metrics: Mapping[str, float],
+        unlogged: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Begins to write `state` as the checkpoint of `step`, after the one before it is in place.
 
         When this returns, the state has been copied and may be donated. It is written aside and then moved
@@ -127,6 +135,7 @@ class Checkpoints:
           state: pytree of arrays.
           seconds: time trained so far, over all interruptions.
           metrics: what is known at this step; the best-metric is looked up here.
+          unlogged: metrics of the steps that are not in the log yet.
 
         Raises:
           UserError: if the disk is full or the folder cannot be written, here or for the checkpoint before.
@@ -144,6 +153,7 @@ class Checkpoints:
                 {"state": state, "clock": {"seconds": np.float64(seconds)}},
                 metrics=known,
                 force=True,
+                custom_metadata={"unlogged": unlogged or {}},
             )
         self._pending = step, response
 
@@ -165,8 +175,8 @@ class Checkpoints:
             response.result()
         self._latest_step = step
 
-    def restore(self, state: Any) -> tuple[Any, float] | None:
-        """The newest readable checkpoint as (state, seconds); None where there is none.
+    def restore(self, state: Any) -> tuple[Any, float, dict[str, list[float]]] | None:
+        """The newest readable checkpoint as (state, seconds, unlogged); None where there is none.
 
         Args:
           state: a state of the same structure, whose shapes, dtypes and shardings the result has.
@@ -186,6 +196,7 @@ class Checkpoints:
         for step in steps:
             try:
                 loaded = self._checkpointer.load_checkpointables(step, abstract)
+                about: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
             except Exception as error:
                 reason = _first_line(error)
                 _logger.warning(
@@ -197,7 +208,7 @@ class Checkpoints:
                 )
                 self._set_aside(step)
                 continue
-            return loaded["state"], float(loaded["clock"]["seconds"])
+            return loaded["state"], float(loaded["clock"]["seconds"]), about.get("unlogged", {})
         if steps:
             raise UserError(
                 f"none of the checkpoints in {self._folder} can be read (steps {steps}); "

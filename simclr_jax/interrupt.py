@@ -35,8 +35,10 @@ def leaving(line: str) -> Iterator[None]:
     def leave() -> None:
         while number := told.recv(1):
             if number[0] in _SIGNALS:
-                say(line)
-                os._exit(exit_status(number[0]))
+                try:
+                    say(line)
+                finally:
+                    os._exit(exit_status(number[0]))
 
     thread = threading.Thread(target=leave, daemon=True)
     thread.start()

@@ -83,7 +83,7 @@ def run(
             or ("knn1_accuracy" if stage == "pretrain" else "top1_accuracy"),
         )
         stack.callback(saved.close)
-        restored, seconds = saved.restore(state) or (None, 0.0)
+        restored, seconds, unlogged = saved.restore(state) or (None, 0.0, {})
         first_step = 0 if restored is None else int(restored.step)
         log = RunLog(
             workdir,
@@ -122,7 +122,7 @@ def run(
         key: Any = jax.random.key(settings.seed)
         if opened.teacher is not None:
             key = key, jax.device_put(opened.teacher[1], meshes.replicated(mesh))
-        meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds)
+        meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds, unlogged=unlogged)
         with stop:
             state = loop.fit(
                 state,

@@ -28,7 +28,8 @@ def open_checkpoints(folder, **options):
 
 
 def save(checkpoints, step, **metrics):
-    checkpoints.save(step, state_of(step), seconds=10.0 * step, metrics=metrics)
+    unlogged = {"loss": np.array([0.1, 1 / 3], np.float32).tolist()}
+    checkpoints.save(step, state_of(step), seconds=10.0 * step, metrics=metrics, unlogged=unlogged)
 
 
 def restore(checkpoints, state=None):
@@ -46,9 +47,10 @@ def test_the_newest_comes_back_bit_for_bit_with_its_clock(folder):
     save(checkpoints, 1)
     save(checkpoints, 2)
     checkpoints.close()
-    state, seconds = restore(open_checkpoints(folder))
+    state, seconds, unlogged = restore(open_checkpoints(folder))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(2))
     assert seconds == 20.0
+    np.testing.assert_array_equal(np.array(unlogged["loss"], np.float32), np.array([0.1, 1 / 3], np.float32))
 
 
 def test_an_empty_folder_restores_nothing(folder):
@@ -148,7 +150,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(folder, caplo
     damage(folder / "2")
     checkpoints = open_checkpoints(folder)
     with caplog.at_level(logging.WARNING, "simclr_jax"):
-        state, seconds = restore(checkpoints)
+        state, seconds, _ = restore(checkpoints)
     gc.collect()
     assert int(state["step"]) == 1 and seconds == 10.0
     assert "step 2 is damaged" in caplog.text

@@ -8,7 +8,7 @@ import time
 import numpy as np
 from test_train import TINY, assert_same_run, command, newest, run
 
-QUICK = TINY | {"train.steps": 40, "run.keep_checkpoints": 2}
+QUICK = TINY | {"train.steps": 40, "run.keep_checkpoints": 2, "run.log_every_steps": 7}
 SHAPES = {"train.steps": 600, "run.checkpoint_minutes": 0}
 
 

@@ -1,5 +1,6 @@
 """The loop and the signals around it, on a state that counts."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from simclr_jax import interrupt, loop
@@ -44,7 +46,7 @@ class Checkpoints:
         if self.failing and self.saved:
             raise UserError("the disk is full")
 
-    def save(self, step, state, *, seconds, metrics):
+    def save(self, step, state, *, seconds, metrics, unlogged):
         self.saved.append((step, "accuracy" in metrics))
 
     def wait(self):
@@ -86,6 +88,31 @@ def test_a_save_after_an_evaluation_is_not_put_off():
     checkpoints = Checkpoints(busy=100)
     fit(StopRequest(), checkpoints, every=2)
     assert checkpoints.saved == [(2, True), (4, True), (6, True)]
+
+
+def test_what_an_evaluation_found_is_not_said_of_later_steps():
+    checkpoints = Checkpoints()
+    fit(StopRequest(), checkpoints, steps=4, every=2)
+    assert checkpoints.saved == [(1, False), (2, True), (3, False), (4, True)]
+
+
+def test_metrics_of_steps_not_yet_logged_outlive_the_process():
+    values = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+
+    def add(meter, steps):
+        for loss, norm in values.T[steps]:
+            meter.add(1, {"loss": jnp.float32([loss]), "update_norm": jnp.float32([norm])})
+        meter.sync()
+        return meter
+
+    whole = add(loop.Meter(1, step=0, seconds=0.0), slice(5)).take()
+    first = add(loop.Meter(1, step=0, seconds=0.0), slice(3))
+    unlogged = json.loads(json.dumps(first.unlogged))
+    assert {name: len(steps) for name, steps in unlogged.items()} == {"loss": 3, "update_norm": 3}
+    second = add(loop.Meter(1, step=3, seconds=0.0, unlogged=unlogged), slice(3, 5))
+    found = second.take()
+    assert [found[name] for name in unlogged] == [whole[name] for name in unlogged]
+    assert second.unlogged == {}
 
 
 def test_a_failed_write_ends_the_run_at_the_next_call():
