@@ -145,6 +145,7 @@ class Checkpoints:
         if self.latest_step == step:
             return
         known: Any = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
+        about: Any = {"unlogged": unlogged or {}}
         with self._telling(step):
             # On a CPU, Orbax's copy is a view of the buffer. JAX does not reuse a donated buffer that has a
             # view, so the bits stay.
@@ -153,7 +154,7 @@ class Checkpoints:
                 {"state": state, "clock": {"seconds": np.float64(seconds)}},
                 metrics=known,
                 force=True,
-                custom_metadata={"unlogged": unlogged or {}},
+                custom_metadata=about,
             )
         self._pending = step, response
 
