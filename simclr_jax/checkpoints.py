@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ def _readable(folder: paths.Path, step: int) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest few, and the best by a metric."""
+    """The checkpoints in a folder: the newest few, and the best by a metric; written in the background."""
 
     def __init__(self, folder: paths.Path, *, keep: int, best_metric: str):
         """Opens `folder`, creating it if need be.
@@ -85,6 +85,7 @@ class Checkpoints:
         self._folder = folder
         self._best_metric = best_metric
         self._failed = False
+        self._pending: tuple[int, Any] | None = None  # step that is being written, and Orbax's response
         policies = ocp.training.preservation_policies
         lower_is_better = best_metric.endswith(("loss", "rank"))
         self._checkpointer = ocp.training.Checkpointer(
@@ -103,35 +104,130 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        self._find_latest()
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest finished checkpoint, if there is one."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        """Step of the newest checkpoint that is known to be in place, if there is one."""
+        return self._latest_step
 
-    def save(self, step: int, state: Any, *, seconds: float, metrics: Mapping[str, float]) -> None:
-        """Writes `state` as the checkpoint of `step`, aside first and then moved into place.
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written in the background."""
+        return self._checkpointer.is_saving_in_progress()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        seconds: float,
+        metrics: Mapping[str, float],
+        unlogged: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Begins to write `state` as the checkpoint of `step`, after the one before it is in place.
+
+        When this returns, the state has been copied and may be donated. It is written aside and then moved
+        into place.
 
         Args:
           step: steps done.
           state: pytree of arrays.
           seconds: time trained so far, over all interruptions.
           metrics: what is known at this step; the best-metric is looked up here.
+          unlogged: metrics of the steps that are not in the log yet.
 
         Raises:
-          UserError: if the disk is full or the folder cannot be written. Earlier checkpoints stand.
+          UserError: if the disk is full or the folder cannot be written, here or for the checkpoint before.
+            Finished checkpoints stand.
         """
+        self.wait()
         if self.latest_step == step:
             return
         known: Any = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
-        try:
-            self._checkpointer.save_checkpointables(
+        about: Any = {"unlogged": unlogged or {}}
+        with self._telling(step):
+            # On a CPU, Orbax's copy is a view of the buffer. JAX does not reuse a donated buffer that has a
+            # view, so the bits stay.
+            response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": state, "clock": {"seconds": np.float64(seconds)}},
                 metrics=known,
                 force=True,
+                custom_metadata=about,
             )
+        self._pending = step, response
+
+    def raise_if_failed(self) -> None:
+        """Raises what `wait` would for a write that has ended; returns at once while it is going on."""
+        if not self.writing:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the checkpoint that is being written is in place.
+
+        Raises:
+          UserError: as of `save`.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        with self._telling(step):
+            response.result()
+        self._latest_step = step
+
+    def restore(self, state: Any) -> tuple[Any, float, dict[str, list[float]]] | None:
+        """The newest readable checkpoint as (state, seconds, unlogged); None where there is none.
+
+        Args:
+          state: a state of the same structure, whose shapes, dtypes and shardings the result has.
+
+        A damaged checkpoint is named in a warning and set aside as `damaged-<step>`, and the one before
+        it is tried.
+
+        Raises:
+          UserError: if there are checkpoints but none can be read.
+        """
+        self.wait()
+        steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
+        abstract = {
+            "state": _abstract(state),
+            "clock": {"seconds": np.float64(0)},
+        }
+        for step in steps:
+            try:
+                loaded = self._checkpointer.load_checkpointables(step, abstract)
+                about: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+            except Exception as error:
+                reason = _first_line(error)
+                _logger.warning(
+                    "the checkpoint of step %d is damaged (%s: %s); set aside as damaged-%d",
+                    step,
+                    type(error).__name__,
+                    reason,
+                    step,
+                )
+                self._set_aside(step)
+                continue
+            return loaded["state"], float(loaded["clock"]["seconds"]), about.get("unlogged", {})
+        if steps:
+            raise UserError(
+                f"none of the checkpoints in {self._folder} can be read (steps {steps}); "
+                "start again in another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits as `wait` does; after a failure, which was told, there is nothing to wait for."""
+        if not self._failed:
+            self.wait()
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _telling(self, step: int) -> Iterator[None]:
+        """Turns a failure to write into a `UserError`, where the disk is to blame."""
+        try:
+            yield
         except Exception as error:
             self._failed = True
             reason = disk_trouble(error)
@@ -144,49 +240,9 @@ class Checkpoints:
                 "Put it right and run the same command again"
             ) from error
 
-    def restore(self, state: Any) -> tuple[Any, float] | None:
-        """The newest readable checkpoint as (state, seconds); None where there is none.
-
-        Args:
-          state: a state of the same structure, whose shapes, dtypes and shardings the result has.
-
-        A damaged checkpoint is named in a warning and set aside as `damaged-<step>`, and the one before
-        it is tried.
-
-        Raises:
-          UserError: if there are checkpoints but none can be read.
-        """
-        steps = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
-        abstract = {
-            "state": _abstract(state),
-            "clock": {"seconds": np.float64(0)},
-        }
-        for step in steps:
-            try:
-                loaded = self._checkpointer.load_checkpointables(step, abstract)
-            except Exception as error:
-                reason = _first_line(error)
-                _logger.warning(
-                    "the checkpoint of step %d is damaged (%s: %s); set aside as damaged-%d",
-                    step,
-                    type(error).__name__,
-                    reason,
-                    step,
-                )
-                self._set_aside(step)
-                continue
-            return loaded["state"], float(loaded["clock"]["seconds"])
-        if steps:
-            raise UserError(
-                f"none of the checkpoints in {self._folder} can be read (steps {steps}); "
-                "start again in another --workdir"
-            )
-        return None
-
-    def close(self) -> None:
-        """Finishes what is being written; after a failed `save`, which told, there is nothing to finish."""
-        if not self._failed:
-            self._checkpointer.close()
+    def _find_latest(self) -> None:
+        latest = self._checkpointer.latest
+        self._latest_step = None if latest is None else latest.step
 
     def _set_aside(self, step: int) -> None:
         source = self._folder / str(step)
@@ -194,6 +250,7 @@ class Checkpoints:
         if source.exists() and not target.exists():
             source.rename(target)
         self._checkpointer.reload()
+        self._find_latest()
 
 
 def _shapes(tree: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The one exception for what a user can put right, and the disk's part in others."""
 
 import errno
+import os
 
 
 class UserError(Exception):
@@ -13,11 +14,12 @@ class UserError(Exception):
 def disk_trouble(error: BaseException | None) -> str | None:
     """What is wrong with the disk, if that is what `error` or a cause of it says."""
     texts = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+    texts[errno.EFBIG] = "a file is larger than the system allows (see ulimit -f)"
     texts |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "the folder is not writable")
     while error is not None:
-        if isinstance(error, OSError) and error.errno in texts:
-            return texts[error.errno]
-        if "No space left on device" in str(error):  # from TensorStore, which raises ValueError
-            return texts[errno.ENOSPC]
+        for number, text in texts.items():
+            # TensorStore raises ValueError, with the system's words.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return text
         error = error.__cause__ or error.__context__
     return None

@@ -1,7 +1,8 @@
 """The loop around a compiled step: calls, logging, evaluation, checkpoints, leaving in good order."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -32,12 +33,21 @@ class Batches(Protocol):
 class Meter:
     """Metrics and speed of the calls since the last log, without holding up the device."""
 
-    def __init__(self, batch_size: int, *, step: int, seconds: float):
-        """Begins at `step`, after `seconds` of earlier parts of the run."""
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        step: int,
+        seconds: float,
+        unlogged: Mapping[str, Sequence[float]] | None = None,
+    ):
+        """Begins at `step`, after `seconds` and with the `unlogged` metrics of earlier parts of the run."""
         self._batch_size = batch_size
         self._step = self._synced_step = step
         self._pending: list[tuple[int, Any]] = []  # (count, metrics on the device)
-        self._fetched: dict[str, list[np.ndarray]] = {}
+        self._fetched: dict[str, list[np.ndarray]] = {
+            name: [np.array(values, np.float32)] for name, values in (unlogged or {}).items()
+        }
         self._window = [0, 0.0]  # steps and seconds since the last log
         self._whole = [0, 0.0]  # steps and seconds of this process
         self._began = time.monotonic() - seconds
@@ -54,6 +64,11 @@ class Meter:
         """Source images a second in this process, without its first call and without pauses."""
         steps, seconds = self._whole
         return steps * self._batch_size / seconds if steps else None
+
+    @property
+    def unlogged(self) -> dict[str, list[float]]:
+        """Metrics step by step from the last `take` to the last `sync`."""
+        return {name: np.concatenate(parts).tolist() for name, parts in self._fetched.items()}
 
     def add(self, count: int, metrics: Any) -> None:
         """Notes a dispatched call, and waits for the one before it: one runs, one stands ready."""
@@ -139,7 +154,7 @@ def fit(
       evaluate: metrics of a state, such as its 1-NN accuracy; run at the end of the run as well.
       evaluate_every_steps: 0 for only at the end.
       log_every_steps: metrics are averaged over as many steps and written.
-      checkpoint_seconds: a checkpoint is due after this long.
+      checkpoint_seconds: a checkpoint is due after this long, and once the one before it is in place.
       meter: takes the metrics.
       log: receives metrics and progress.
       checkpoints: receives states.
@@ -166,7 +181,9 @@ def fit(
         count = min(call_steps, min(total_steps, *milestones) - step)
         began = time.monotonic()
         arrays, indices = batches.call(step, count)
-        state, metrics = run_steps(state, arrays, indices, count)
+        # The first call compiles, for up to minutes, and all that a kill would lose is this call.
+        with stop.paused() if step == first_step else contextlib.nullcontext():
+            state, metrics = run_steps(state, arrays, indices, count)
         meter.add(count, metrics)
         if step == first_step:
             meter.sync(timed=False)
@@ -181,18 +198,21 @@ def fit(
         log.progress(step, meter.latest)
 
         evaluated = step == total_steps or (evaluate_every_steps > 0 and step % evaluate_every_steps == 0)
+        known = dict(meter.latest)
         if evaluated:
             meter.sync()
-            meter.latest |= evaluate(state)
+            known |= evaluate(state)  # of this step only, so not among the latest
+        checkpoints.raise_if_failed()
+        due = time.monotonic() - saved_at >= checkpoint_seconds and not checkpoints.writing
         # Looked at once, so that what ends the loop has been saved.
-        due = time.monotonic() - saved_at >= checkpoint_seconds
         call_steps, stopping, due = agree([call_steps, bool(stop), due])
         if evaluated or stopping or due:
             meter.sync()
             log.sync()  # first, so that a checkpoint never lacks what was logged before it
-            checkpoints.save(step, state, seconds=meter.seconds, metrics=meter.latest)
+            checkpoints.save(step, state, seconds=meter.seconds, metrics=known, unlogged=meter.unlogged)
             saved_at = time.monotonic()
             meter.resume()
+    checkpoints.wait()
     return state
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from simclr_jax.config import Config
 from simclr_jax.data.batches import ResidentBatches, StreamedBatches
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
-from simclr_jax.interrupt import StopRequest
+from simclr_jax.interrupt import StopRequest, exit_status, leaving
 from simclr_jax.logs import RunLog, SilentLog, say, versions
 
 _SHARING_TRIES = 10  # one a second: over NFS another host's new files can take a few
@@ -146,7 +145,7 @@ def _train(opened: Opened, workdir: paths.Path, stop: StopRequest) -> dict[str, 
             or ("knn1_accuracy" if settings.stage == "pretrain" else "top1_accuracy"),
         )
         stack.callback(saved.close)
-        restored, seconds = saved.restore(state) or (None, 0.0)
+        restored, seconds, unlogged = saved.restore(state) or (None, 0.0, {})
         first_step = 0 if restored is None else int(restored.step)
         log = (
             RunLog(
@@ -184,7 +183,7 @@ def _train(opened: Opened, workdir: paths.Path, stop: StopRequest) -> dict[str, 
             say(f"going on from step {first_step} of {plan.total_steps}")
 
         batches, run_steps, key = _program(opened, first_step)
-        meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds)
+        meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds, unlogged=unlogged)
         with stop, _memory_explained(opened, batches.device_bytes):
             state = loop.fit(
                 state,
@@ -337,11 +336,12 @@ def main(
     workdir = paths.parse(values["workdir"].value or f"runs/{file.stem}")
     stop = StopRequest()
     try:
-        result = train(values["config"].value, workdir, stop, dry_run=values["dry-run"].value)
+        with leaving("stopped, with nothing to save; the same command goes on"):
+            result = train(values["config"].value, workdir, stop, dry_run=values["dry-run"].value)
     except loop.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if result is None:
-        return 130 if stop.signal == signal.SIGINT else 0
+        return exit_status(stop.signal)
     say(report(result))
     return 0

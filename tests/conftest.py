@@ -17,6 +17,10 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, help="of tests/test_kills.py, on a run of configs/shapes.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
     """The package's cache, shared by the workers of one test run and by the commands they start."""

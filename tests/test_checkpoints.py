@@ -1,11 +1,13 @@
 import errno
 import gc
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from simclr_jax.checkpoints import Checkpoints, finished_steps, load_weights
 from simclr_jax.errors import UserError
@@ -26,11 +28,12 @@ def open_checkpoints(folder, **options):
 
 
 def save(checkpoints, step, **metrics):
-    checkpoints.save(step, state_of(step), seconds=10.0 * step, metrics=metrics)
+    unlogged = {"loss": np.array([0.1, 1 / 3], np.float32).tolist()}
+    checkpoints.save(step, state_of(step), seconds=10.0 * step, metrics=metrics, unlogged=unlogged)
 
 
-def restore(checkpoints):
-    restored = checkpoints.restore(state_of(0))
+def restore(checkpoints, state=None):
+    restored = checkpoints.restore(state or state_of(0))
     assert restored is not None
     return restored
 
@@ -44,9 +47,10 @@ def test_the_newest_comes_back_bit_for_bit_with_its_clock(folder):
     save(checkpoints, 1)
     save(checkpoints, 2)
     checkpoints.close()
-    state, seconds = restore(open_checkpoints(folder))
+    state, seconds, unlogged = restore(open_checkpoints(folder))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(2))
     assert seconds == 20.0
+    np.testing.assert_array_equal(np.array(unlogged["loss"], np.float32), np.array([0.1, 1 / 3], np.float32))
 
 
 def test_an_empty_folder_restores_nothing(folder):
@@ -71,6 +75,65 @@ def test_a_checkpoint_without_the_metric_is_not_the_best(folder):
     assert steps_in(folder) == [1, 3, 4]
 
 
+def large_state(sharding=None):
+    """50 MB, which take a while to write."""
+    return {"params": jax.device_put(np.random.default_rng(0).random((100, 131_072), np.float32), sharding)}
+
+
+def on_all_devices():
+    return NamedSharding(jax.make_mesh((4,), ("data",), (AxisType.Auto,)), PartitionSpec())
+
+
+@pytest.mark.parametrize("sharding", [lambda: None, on_all_devices], ids=["one device", "all devices"])
+def test_what_is_written_are_the_bits_before_the_step_that_consumed_them(folder, sharding):
+    checkpoints = open_checkpoints(folder)
+    state = large_state(sharding())
+    expected = jax.tree.map(np.array, state)
+    checkpoints.save(1, state, seconds=0.0, metrics={})
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    for _ in range(3):
+        state = step(state)
+    assert checkpoints.writing
+    restored = restore(checkpoints, state)
+    jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y + 3, rtol=1e-6), state, expected)
+    checkpoints.close()
+
+
+def test_a_checkpoint_counts_once_it_is_in_place_and_the_next_waits_for_it(folder):
+    checkpoints, state = open_checkpoints(folder), large_state()
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, seconds=0.0, metrics={})
+        assert checkpoints.writing and checkpoints.latest_step == (step - 1 or None)
+        assert steps_in(folder) == [s for s in (step - 2, step - 1) if s > 0]
+    checkpoints.close()
+    assert not checkpoints.writing and checkpoints.latest_step == 3
+    assert steps_in(folder) == [2, 3]
+
+
+def test_a_write_that_fails_later_is_told_soon_and_what_is_saved_stays(folder):
+    resource = pytest.importorskip("resource")
+    checkpoints = open_checkpoints(folder, keep=1)
+    save(checkpoints, 1)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))  # bytes of a file
+    try:
+        checkpoints.save(2, large_state(), seconds=0.0, metrics={})
+        with pytest.raises(UserError, match=r"step 2 .* ulimit -f.* is of step 1\. Put") as raised:
+            for _ in range(1000):  # calls of the loop
+                checkpoints.raise_if_failed()
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    checkpoints.close()  # it has told
+    assert steps_in(folder) == [1]
+    checkpoints = open_checkpoints(folder, keep=1)
+    assert int(restore(checkpoints)[0]["step"]) == 1
+    assert [path.name for path in folder.iterdir()] == ["1"]
+
+
 def damage(checkpoint):
     """Truncates every file of the arrays, as a machine that dies with its disk cache does."""
     for file in checkpoint.rglob("d/*"):
@@ -87,7 +150,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(folder, caplo
     damage(folder / "2")
     checkpoints = open_checkpoints(folder)
     with caplog.at_level(logging.WARNING, "simclr_jax"):
-        state, seconds = restore(checkpoints)
+        state, seconds, _ = restore(checkpoints)
     gc.collect()
     assert int(state["step"]) == 1 and seconds == 10.0
     assert "step 2 is damaged" in caplog.text
@@ -123,7 +186,7 @@ def test_a_disk_that_cannot_be_written_is_told_in_one_line(folder, monkeypatch, 
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables", fail)
+    monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", fail)
     with pytest.raises(UserError, match=said) as raised:
         save(checkpoints, 2)
     assert "\n" not in str(raised.value) and "step 1" in str(raised.value)
