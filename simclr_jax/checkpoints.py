@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from simclr_jax import hosts
 from simclr_jax.errors import UserError, disk_trouble
 
 _logger = logging.getLogger("simclr_jax")
@@ -19,8 +20,7 @@ def finished_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the finished checkpoints in `folder`, ascending; changes nothing, so a run may be writing."""
     if not folder.is_dir():
         return []
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-        return sorted(checkpoint.step for checkpoint in checkpointer.checkpoints)
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder.absolute()))
 
 
 def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any) -> tuple[Any, Any]:
@@ -38,7 +38,9 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
         there, or in another shape.
     """
     place = folder.absolute() / str(step)
-    with _readable(folder, step):
+    process = jax.process_index()  # reads alone; Orbax would have all processes of a run read together
+    alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+    with _readable(folder, step), ocp.Context(multiprocessing_options=alone):
         stored: Any = ocp.checkpointables_metadata(str(place)).metadata["state"]
     # Of a damaged checkpoint there is nothing to compare, and loading tells what is wrong with it.
     difference = stored and _difference(
@@ -53,7 +55,7 @@ def load_weights(folder: pathlib.Path, step: int, params: Any, batch_stats: Any)
     wanted = {kind: {name: tree for name, tree in trees.items() if tree} for kind, trees in kinds.items()}
     abstract = _abstract({kind: trees for kind, trees in wanted.items() if trees})
     partly = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
-    with _readable(folder, step), ocp.Context(pytree_options=partly):
+    with _readable(folder, step), ocp.Context(pytree_options=partly, multiprocessing_options=alone):
         weights = ocp.load_checkpointables(str(place), {"state": abstract})["state"]
     return weights["params"], weights.get("batch_stats", {})
 
@@ -191,8 +193,9 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         source = self._folder / str(step)
         target = self._folder / f"damaged-{step}"
-        if source.exists() and not target.exists():
+        if hosts.is_first() and source.exists() and not target.exists():
             source.rename(target)
+        hosts.agree([0])  # so that none looks before it is renamed
         self._checkpointer.reload()
 
 

@@ -125,7 +125,7 @@ def fit(
     log: RunLog | SilentLog,
     checkpoints: Checkpoints,
     stop: StopRequest,
-    agree: Callable[[Sequence[int]], Sequence[int]],
+    agree: Callable[[Sequence[int]], Sequence[int]] = list,
 ) -> TrainState:
     """Runs from `state` to `total_steps`, or until `stop` is set; saves before it returns.
 
@@ -144,8 +144,8 @@ def fit(
       log: receives metrics and progress.
       checkpoints: receives states.
       stop: looked at after each call.
-      agree: the greatest of some integers over all processes of the run, as `hosts.agree`; called after each
-        call on what clocks and signals say, so that all processes dispatch the same programs.
+      agree: the greatest of some integers over all processes of the run, as `hosts.agree`; asked once a call
+        about what clocks and signals say, so that all processes dispatch the same programs.
 
     Returns:
       The state reached.

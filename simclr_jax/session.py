@@ -25,6 +25,16 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, SilentLog, say, versions
 
+HOSTS_USAGE = """
+On several hosts, the same command on each, with --distributed and a --workdir that all of them see, trains as
+on one machine with all their devices; the first process writes and prints. On TPU pods, under SLURM and on
+Kubernetes they find each other; elsewhere
+
+    --coordinator=HOST:PORT    host of process 0, and a port that is free there
+    --processes=N              how many there are
+    --process=I                which of them this one is, from 0 on
+"""
+
 _SHARING_TRIES = 10  # one a second: over NFS another host's new files can take a few
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
 

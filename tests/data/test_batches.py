@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from simclr_jax import mesh as meshes
+from simclr_jax import recipe
+from simclr_jax.config import default_config, derive
 from simclr_jax.data.batches import ResidentBatches, StreamedBatches, step_indices
 from simclr_jax.data.pack import Pack
 
@@ -86,3 +88,23 @@ def test_streamed_equals_resident(first_step):
     )
     assert resident.call(first_step, 3)[1].shape == (4, BATCH)
     assert_same_steps(pack, streamed, resident, first_step)
+
+
+@pytest.mark.parametrize(
+    ("devices_worth", "kind", "share"),
+    [
+        (1, ResidentBatches, IMAGES),
+        (0.9, ResidentBatches, 6),
+        (0.25, ResidentBatches, 6),
+        (0.2, StreamedBatches, 1),
+    ],
+)
+def test_the_pack_lies_on_each_device_or_on_all_together_or_streams(devices_worth, kind, share):
+    """By the memory of a device, here as a share of the pack's size."""
+    config, pack, mesh = default_config(), make_pack(), meshes.data_mesh(BATCH)
+    config.train.batch_size = BATCH
+    config.run.memory_gb = devices_worth * pack.canvas.nbytes / 1e9
+    batches = recipe.build_batches(config, pack, derive(config, IMAGES), mesh, first_step=0)
+    assert isinstance(batches, kind)
+    canvas = batches.call(0, 1)[0][0]
+    assert {len(shard.data) for shard in canvas.addressable_shards} == {share}
