@@ -29,7 +29,8 @@ from simclr_jax.interrupt import StopRequest
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, IMAGES, CANVAS = 8, 64, 32
 # SGD, as Adam makes much of the rounding of small gradients; feature maps of several pixels, as BatchNorm of
-# few numbers does too; and a low rate: at 0.03, from the fourth step on, rounding took another side of a ReLU.
+# few numbers does too; and a low rate: at 0.03, from the fourth step on, rounding took another side of a
+# ReLU.
 TINY = {
     "data.split": f"train[:{IMAGES}]",
     "data.canvas_size": CANVAS,
