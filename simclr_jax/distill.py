@@ -88,4 +88,4 @@ def _images(settings: Config, teacher: runs.TrainedClassifier) -> Pack:
 
 if __name__ == "__main__":
     main = functools.partial(session.main, _FLAGS, distill, session.classifier_report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.HOSTS_USAGE}", flag_values=_FLAGS))
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))

@@ -50,4 +50,4 @@ def _open(settings: Config, fresh: bool) -> session.Stage:
 
 if __name__ == "__main__":
     main = functools.partial(session.main, _FLAGS, finetune, session.classifier_report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.HOSTS_USAGE}", flag_values=_FLAGS))
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))

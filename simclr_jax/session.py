@@ -37,7 +37,9 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest, exit_status, leaving
 from simclr_jax.logs import RunLog, SilentLog, say, versions
 
-HOSTS_USAGE = """
+RUN_USAGE = """
+--dry-run compiles the step, tells its parameters, FLOPs and memory, and exits.
+
 On several hosts, the same command on each, with --distributed and a --workdir that all of them see, trains as
 on one machine with all their devices; the first process writes and prints. On TPU pods, under SLURM and on
 Kubernetes they find each other; elsewhere

@@ -71,4 +71,4 @@ def report(result: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     main = functools.partial(session.main, _FLAGS, train, report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.HOSTS_USAGE}", flag_values=_FLAGS))
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))
