@@ -104,12 +104,9 @@ def by_hand(count):
                 ),
                 strict=True,
             )
-            z = [[None] * BATCH for _ in range(2)]
-            for k, rows in enumerate(outputs):
-                for view in range(2):
-                    for i in range(BATCH // count):
-                        z[view][k + i * count] = rows[view * (BATCH // count) + i]
-            value, metrics = loss(jnp.stack(z[0] + z[1]))
+            size = BATCH // count
+            rows = [outputs[i % count][view * size + i // count] for view in range(2) for i in range(BATCH)]
+            value, metrics = loss(jnp.stack(rows))
             mean = jax.tree.map(lambda *parts: sum(parts) / count, *stats)
             return value, (metrics, mean)
 
