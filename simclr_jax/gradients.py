@@ -125,6 +125,11 @@ def of_microbatches(
 
     def add(total: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         k, cotangent = given
+        if unroll:
+            # XLA's CPU backend would begin all microbatches at once, and drops optimization barriers: so an
+            # index that waits for the microbatch before, and never is another one while no gradient is NaN.
+            # Four microbatches of 16 images, ResNet-18 of half width: 78 MB instead of the batch's 210.
+            k += jnp.isnan(sum(leaf.ravel()[0] for leaf in jax.tree.leaves((total, cotangent))))
         views = make_views(part(k))
         _, pull_back = jax.vjp(lambda params: forward(params, batch_stats, views)[0], params)
         return jax.tree.map(jnp.add, total, pull_back(cotangent)[0]), None
