@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from simclr_jax.benchmark import neighbors, timing
+from simclr_jax.benchmark import neighbors, peak, timing
 from simclr_jax.errors import UserError
 from simclr_jax.neighbors import METRICS
 
@@ -131,14 +131,14 @@ def test_the_peak_is_what_was_held_at_once():
     def hold(megabytes):
         return lambda: np.ones(megabytes * 125_000).sum()
 
-    extra = [neighbors.peak_resident(hold(megabytes)) for megabytes in (200, 0, 100)]
+    extra = [peak.resident(hold(megabytes)) for megabytes in (200, 0, 100)]
     assert None not in extra
     np.testing.assert_allclose(np.array(extra, float) / 1e6, [200, 0, 100], atol=20)
 
 
 def test_memory_that_the_system_does_not_tell_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(neighbors, "_PROCESS", tmp_path)
-    assert neighbors.peak_resident(lambda: pytest.fail("nothing to run")) is None
+    monkeypatch.setattr(peak, "_PROCESS", tmp_path)
+    assert peak.resident(lambda: pytest.fail("nothing to run")) is None
 
 
 def test_rows_that_no_memory_can_hold_are_one_line():

@@ -19,12 +19,8 @@ returns distances and indices in NumPy.
 import functools
 import importlib
 import importlib.util
-import multiprocessing
 import os
-import pathlib
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -33,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from simclr_jax.benchmark import timing
+from simclr_jax.benchmark import peak, timing
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 from simclr_jax.neighbors import METRICS, nearest
@@ -44,7 +40,6 @@ PEERS = {"scikit-learn": "sklearn", "faiss": "faiss"}  # and the modules they ar
 _LARGEST_COPY = 10**9  # bytes; faiss keeps a copy of the bank, for a time two
 _SIDE = 4096  # of the product that gives the rate
 _PRODUCTS = 3
-_PROCESS = pathlib.Path("/proc/self")
 
 FLAGS = flags.FlagValues()
 _QUERIES = flags.DEFINE_integer(
@@ -195,12 +190,8 @@ def extra_memory(queries: int, bank: int, width: int, k: int, metric: str) -> in
     Raises:
       UserError: if the process gets too little memory.
     """
-    spawn = multiprocessing.get_context("spawn")  # a fork would have the peak, and the threads, of this one
-    # At Ctrl-C it shall end as well, without a traceback of its own.
-    quietly = (signal.SIGINT, signal.SIG_DFL)
     try:
-        with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=quietly) as process:
-            return process.submit(_search_memory, queries, bank, width, k, metric).result()
+        return peak.in_fresh_process(_search_memory, queries, bank, width, k, metric)
     except (MemoryError, BrokenProcessPool) as error:
         raise UserError("there is too little memory for these rows; lower --bank or --width") from error
 
@@ -209,31 +200,7 @@ def _search_memory(queries: int, bank: int, width: int, k: int, metric: str) -> 
     rows = normal_rows(queries, width, 0), normal_rows(bank, width, 1)
     search = functools.partial(nearest, *rows, k, metric)
     with timing.no_kept_compilations():
-        if jax.default_backend() == "cpu":
-            return peak_resident(search)
-        search()
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    return max((peak for peak in peaks if peak is not None), default=None)
-
-
-def peak_resident(function: Callable[[], object]) -> int | None:
-    """By how many bytes the resident set of this process grows at most while `function` runs.
-
-    Returns:
-      None where Linux's /proc, which tells, is not there; `function` is then not called.
-    """
-
-    def peak() -> int:
-        lines = (_PROCESS / "status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-    try:
-        (_PROCESS / "clear_refs").write_text("5")  # the peak is what it is now
-        before = peak()
-    except (OSError, StopIteration):
-        return None
-    function()
-    return peak() - before
+        return peak.of_call(search)
 
 
 # -------------------------------------------------------------------------------- command line
