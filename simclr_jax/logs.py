@@ -146,7 +146,6 @@ class RunLog:
     def image(self, name: str, image: np.ndarray) -> None:
         """Shows `image`, uint8 [H, W, 3], in TensorBoard."""
         self._tensorboard.add_image(name, image, 0, dataformats="HWC")
-        self._tensorboard.flush()  # or a run that is killed soon has lost it
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Moves the progress line to `step`; where nobody watches a terminal, a line every 10 s.

@@ -16,6 +16,7 @@ from flax import nnx
 from simclr_jax import recipe, simclr
 from simclr_jax.benchmark import memory, peak, timing
 from simclr_jax.benchmark.__main__ import main
+from simclr_jax.config import default_config
 from simclr_jax.errors import UserError
 
 pytestmark = [
@@ -33,6 +34,7 @@ def get_config():
     config.views.crop_area = (1.0, 1.0)
     config.views.jitter = config.views.grayscale = config.views.blur = 0.0
     config.train.batch_size = 64
+    config.train.remat = True
     return config
 """
 
@@ -94,7 +96,7 @@ def test_the_tables_have_their_rows(tiny):
     assert lines[start + 4].split()[3:] == "– – – – – not run: needs 0.051 GB of 0.040".split()
     start = lines.index("A training step of 64 images, views of 32 pixels, ResNet-18 of width 1")
     names = [line[2:16].strip() for line in lines[start + 2 :]]
-    assert names == ["as it is", "4 microbatches", "remat", "views alone"]
+    assert names == ["as it is", "4 microbatches", "views alone"]
     assert max(map(len, lines)) <= 110
 
 
@@ -104,7 +106,7 @@ def test_the_file_has_the_figures_and_where_they_are_from(tiny):
     assert figures["hardware"]["cores"] == os.cpu_count()
     assert figures["config"]["seed"] == 3
     assert list(figures["loss"]) == ["256", "2048"]
-    assert list(figures["step"]) == ["as it is", "4 microbatches", "remat", "views alone"]
+    assert list(figures["step"]) == ["as it is", "4 microbatches", "views alone"]
     programs = [figures["loss"]["256"][form] for form in memory.FORMS] + list(figures["step"].values())
     for program in programs:
         numbers = [program["temporary_bytes"], program["times_slower"], *program["ms"].values()]
@@ -125,15 +127,29 @@ def test_what_needs_more_memory_than_allowed_is_compiled_and_not_run(tiny):
     assert tiled["runs"] == 2 and "times_slower" not in tiled
 
 
-def test_microbatches_on_a_cpu_take_less_memory(tiny):
+def test_microbatches_on_a_cpu_take_the_memory_of_one(tiny):
     """Without an order the compiler begins all of them at once, in the memory of the whole batch."""
     whole, parts = (tiny[1]["step"][name]["temporary_bytes"] for name in ("as it is", "4 microbatches"))
-    assert parts < 0.65 * whole
+    assert parts < 0.75 * whole  # 0.58, and 0.99 without the order
+
+
+def test_a_recipe_is_measured_in_microbatches_and_with_remat():
+    config = default_config()
+    config.train.batch_size = 12
+    found = memory.variants(config, [2, 3])
+    assert {name: (one.train.microbatch_size, one.train.remat) for name, one in found.items()} == {
+        "as it is": (0, False),
+        "2 microbatches": (6, False),
+        "3 microbatches": (4, False),
+        "remat": (0, True),
+    }
+    assert found["as it is"].model.batch_norm == "batch"
+    assert found["3 microbatches"].model.batch_norm == "microbatch"
 
 
 def temporary_bytes(rows, form):
-    analysis: Any = memory.loss_work(rows, 16, form).program.memory_analysis()
-    return analysis.temp_size_in_bytes
+    found: Any = memory.loss_work(rows, 16, form).program.memory_analysis()
+    return found.temp_size_in_bytes
 
 
 def test_tiled_takes_memory_linear_in_the_rows_and_plain_their_square():
@@ -170,9 +186,9 @@ def test_what_is_slow_is_timed_once_and_apart(monkeypatch):
         return {name: timing.Times(taken[name][:repeats]) for name in functions}
 
     monkeypatch.setattr(timing, "in_turns", in_turns)
-    none: Any = None
+    no_program: Any = None
     works = {
-        "quick": lambda: memory.Work(none, lambda: lambda: None),
+        "quick": lambda: memory.Work(no_program, lambda: lambda: None),
         "slow": lambda: pytest.fail("run once more"),
         "large": lambda: pytest.fail("run"),
     }

@@ -83,9 +83,10 @@ def test_one_command_leaves_table_json_page_and_pictures(folders, tmp_path):
     done = command("--workdir", folders[0], "--every", *FLAGS, "--out", first)
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads((first / "evaluation.json").read_text())
+    saved = sorted(int(path.name) for path in (folders[0] / "checkpoints").iterdir())
+    assert len(saved) == 2 and saved[-1] == 8
     assert [(row["name"], row["step"]) for row in results["rows"]] == [
-        ("trained h", 7),
-        ("trained h", 8),
+        *(("trained h", step) for step in saved),
         ("trained z", 8),
         ("untrained h", None),
         ("raw pixels", None),

@@ -189,10 +189,14 @@ def test_begun_by_one_it_goes_on_in_two_with_the_same_bits(two_devices, tmp_path
     workdir = tmp_path / "run"
     shutil.copytree(two_devices, workdir)
     (workdir / "result.json").unlink()
-    for step in range(4, STEPS + 1):
-        shutil.rmtree(workdir / "checkpoints" / str(step))
+    # A save that is due while another is being written is put off, so not every step has one.
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    last = max(step for step in saved if step <= 3)
+    for step in saved:
+        if step > last:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
     (said, errors), _ = finish(two_processes(workdir, run__memory_gb=0))
-    assert "going on from step 3" in said, errors
+    assert f"going on from step {last}" in said, errors
     assert_same_run(workdir, two_devices)
 
 

@@ -30,6 +30,8 @@ class Log:
 
     def progress(self, step, values): ...
 
+    def sync(self): ...
+
 
 class Checkpoints:
     """Notes what it is asked; `busy` calls of the loop find it writing."""
