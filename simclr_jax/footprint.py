@@ -127,19 +127,38 @@ def _bytes(arrays: Any) -> int:
 def _maps(jaxpr: Any) -> tuple[list[Any], int]:
     """The maps that a forward pass keeps, and the bytes of those that are computed again at a time."""
     kept: dict[Any, Any] = {}
+    again = _keep_maps(jaxpr, kept, {}, ())
+    return list(kept.values()), again
+
+
+def _keep_maps(jaxpr: Any, kept: dict[Any, Any], outside: dict[Any, Any], place: tuple[int, ...]) -> int:
+    """Adds the maps of a program to `kept`, by variable; returns the bytes of those computed again at a time.
+
+    Args:
+      jaxpr: the program, or one within it.
+      kept: filled.
+      outside: variables of an inner program to what they are in the one around it.
+      place: which program within which this is; two calls of one program have the same variables.
+    """
+
+    def keep(variables: Sequence[Any]) -> None:
+        kept.update({outside.get(v, (place, v)): v.aval for v in variables if _is_map(v)})
+
     again = 0
-    for equation in jaxpr.eqns:
+    for number, equation in enumerate(jaxpr.eqns):
         inner = list(_inner(equation))
         if equation.primitive is remat_p:
-            kept |= {v: v.aval for v in equation.invars if _is_map(v)}
+            keep(equation.invars)
             again = max([again, *(_bytes(_maps(jaxpr)[0]) for jaxpr in inner)])
         elif inner:
-            for found, bytes_again in map(_maps, inner):
-                kept |= {id(aval): aval for aval in found}
-                again = max(again, bytes_again)
+            for program in inner:
+                mine = [*program.invars, *program.outvars]
+                pairs = zip(mine, [*equation.invars, *equation.outvars], strict=False)
+                names = {v: outside.get(w, (place, w)) for v, w in pairs if _is_map(v) and v.aval == w.aval}
+                again = max(again, _keep_maps(program, kept, names, (*place, number)))
         elif equation.primitive in (conv_general_dilated_p, dot_general_p):
-            kept |= {v: v.aval for v in (equation.invars[0], *equation.outvars) if _is_map(v)}
-    return list(kept.values()), again
+            keep([equation.invars[0], *equation.outvars])
+    return again
 
 
 def _inner(equation: Any) -> Iterator[Any]:

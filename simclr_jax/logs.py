@@ -165,7 +165,10 @@ class RunLog:
             say(f"{self._epoch_text(step)}, step {step}/{self._total_steps}: {text}")
 
     def sync(self) -> None:
-        """Copies what was written to a remote folder; a local one has it. Errors are of `paths.copy`."""
+        """Copies what was written to a remote folder; a local one has it. Errors are of `paths.copy`.
+
+        TensorBoard's writer has a thread of its own, so that its newest events may come with the next copy.
+        """
         if self._aside is not None:
             self._tensorboard.flush()
             paths.copy(pathlib.Path(self._aside.name), self._workdir)

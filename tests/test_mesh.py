@@ -9,31 +9,18 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from packs import patchwork
 
 from simclr_jax import losses, recipe, resnet, simclr, training
 from simclr_jax import mesh as meshes
 from simclr_jax.config import default_config
 from simclr_jax.data.batches import ResidentBatches
-from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
 
 IMAGES, BATCH, SIZE, STEPS = 40, 16, 16, 3
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def make_pack():
-    rng = np.random.default_rng(0)
-    patches = rng.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8)
-    return Pack(
-        canvas=patches.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2),
-        extent=np.full((IMAGES, 2), SIZE, np.int32),
-        label=np.zeros(IMAGES, np.int32),
-        class_names=("a",),
-        name="random",
-        unreadable=0,
-    )
 
 
 @cache
@@ -49,7 +36,9 @@ def train(devices, norm, *, split=False):
     head = simclr.ProjectionHead(encoder.features, layers=2, hidden=32, out=16, norm=head_norm, rngs=rngs)
     optimizer = optax.chain(optax.trace(0.0), optax.sgd(0.03))  # the trace without decay is the gradient
     graphdef, state = training.create_state(simclr.SimCLR(encoder, head), optimizer)
-    batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=1, mesh=mesh, split=split)
+    batches = ResidentBatches(
+        patchwork(IMAGES, SIZE), seed=0, batch_size=BATCH, steps_per_call=1, mesh=mesh, split=split
+    )
     step = partial(
         training.train_step,
         make_views=recipe.build_views(config, mesh),

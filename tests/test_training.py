@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from packs import patchwork
 
 from simclr_jax import losses, recipe, resnet, simclr, training
 from simclr_jax import mesh as meshes
 from simclr_jax.checkpoints import Checkpoints
 from simclr_jax.config import default_config
 from simclr_jax.data.batches import Batch, ResidentBatches
-from simclr_jax.data.pack import Pack
 
 IMAGES, BATCH, SIZE = 32, 8, 16
 
@@ -30,19 +30,6 @@ def make_config(passes="joint", **views):
     return config
 
 
-def make_pack():
-    rng = np.random.default_rng(0)
-    patches = rng.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8)
-    return Pack(
-        canvas=patches.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2),
-        extent=np.full((IMAGES, 2), SIZE, np.int32),
-        label=np.zeros(IMAGES, np.int32),
-        class_names=("a",),
-        name="random",
-        unreadable=0,
-    )
-
-
 def make_model(norm="batch", head_norm="hidden"):
     rngs = nnx.Rngs(0)
     encoder = resnet.ResNet(10, width=0.125, norm=norm, rngs=rngs)
@@ -55,7 +42,9 @@ def make_run(mesh, *, steps_per_call, passes="joint", views=None, rate=0.1, **mo
     schedule = optax.constant_schedule(rate)
     optimizer = optax.sgd(schedule, momentum=0.9)
     graphdef, state = training.create_state(make_model(**model), optimizer)
-    batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=steps_per_call, mesh=mesh)
+    batches = ResidentBatches(
+        patchwork(IMAGES, SIZE), seed=0, batch_size=BATCH, steps_per_call=steps_per_call, mesh=mesh
+    )
     step = partial(
         training.train_step,
         make_views=recipe.build_views(config, mesh),
@@ -147,7 +136,7 @@ def test_more_and_smaller_views_train_and_four_devices_equal_one(one_device):
 
 @pytest.mark.parametrize("passes", ["joint", "separate"])
 def test_views_are_one_array_a_pass(one_device, passes):
-    pack = make_pack()
+    pack = patchwork(IMAGES, SIZE)
     keys = training.image_keys(jax.random.key(0), 0, jnp.arange(BATCH))
     config = make_config(passes, count=2, small_count=1, small_size=8)
     views = jax.jit(recipe.build_views(config, one_device))(keys, pack.canvas[:BATCH], pack.extent[:BATCH])
@@ -208,7 +197,9 @@ def test_an_image_gets_views_of_its_own_every_step():
 def test_a_resumed_run_sees_the_same_pixels(one_device, tmp_path):
     """Step 1 of a run that went on, and of one that was saved after step 0, restored and went on."""
     config, optimizer = make_config("joint", blur=0.0), optax.sgd(0.1)
-    batches = ResidentBatches(make_pack(), seed=0, batch_size=BATCH, steps_per_call=1, mesh=one_device)
+    batches = ResidentBatches(
+        patchwork(IMAGES, SIZE), seed=0, batch_size=BATCH, steps_per_call=1, mesh=one_device
+    )
     step = jax.jit(
         partial(
             training.train_step,
