@@ -101,7 +101,7 @@ def test_the_evaluation_of_before_is_evaluation_and_a_stop_is_told(tmp_path, mon
     settings = default_config()
     settings.train.batch_size = 10
     found = accuracy.time_to(settings, tmp_path, StopRequest(), name="knn1_accuracy", target=0.5)
-    assert found == ([], 3, 1, 0, "x")
+    assert found == ([], 3, 1, 0, "x, cosine distance")
     assert "stopped before the first evaluation, after 3.00 minutes" in accuracy.verdict(found, 0.5)
 
 

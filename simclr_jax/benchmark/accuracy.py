@@ -107,7 +107,7 @@ def time_to(settings: Config, workdir: paths.Path, stop: StopRequest, *, name: s
         stage = train.open_stage(settings, fresh)
         steps_per_epoch = configs.derive(settings, len(stage.images)).steps_per_epoch
         timed_evaluate = timed(stage.evaluate)
-        data = stage.result["knn1_data"]
+        data = f"{stage.result['knn1_data']}, {settings.evaluation.metric} distance"
 
         def evaluate(state: Any) -> dict[str, float]:
             found = timed_evaluate(state)
@@ -189,8 +189,8 @@ def main() -> int:
         settings.evaluation.k = _K.value
     name = f"knn{settings.evaluation.k if _METRIC.value == 'knn' else 1}_accuracy"
     target = _TARGET.value / 100
-    load = os.getloadavg()[0]
-    figures = timing.circumstances() | {"load_before": round(load, 2), "config": settings.to_dict()}
+    load = round(os.getloadavg()[0], 2)
+    figures = timing.circumstances() | {"load_before": load, "config": settings.to_dict()}
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         aside = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
