@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from simclr_jax import command, paths, recipe, runs, session, supervised, training, workdirs
+from simclr_jax import command, launch, paths, recipe, runs, session, supervised, training, workdirs
 from simclr_jax.classifier import Classifier
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
@@ -29,14 +29,19 @@ from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
 
-_FLAGS = session.define_flags()
+_FLAGS = launch.define_flags()
 
 
 def distill(
-    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+    settings: Config,
+    workdir: paths.Path,
+    stop: StopRequest,
+    *,
+    dry_run: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any] | None:
     """Distils as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "distill", _open, dry_run=dry_run)
+    return session.run(settings, workdir, stop, "distill", _open, dry_run=dry_run, profile=profile)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:
@@ -87,5 +92,5 @@ def _images(settings: Config, teacher: runs.TrainedClassifier) -> Pack:
 
 
 if __name__ == "__main__":
-    main = functools.partial(session.main, _FLAGS, distill, session.classifier_report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))
+    main = functools.partial(launch.main, _FLAGS, distill, launch.classifier_report)
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{launch.USAGE}", flag_values=_FLAGS))

@@ -16,19 +16,24 @@ import functools
 import sys
 from typing import Any
 
-from simclr_jax import command, paths, session, start, supervised
+from simclr_jax import command, launch, paths, session, start, supervised
 from simclr_jax.config import Config
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
 
-_FLAGS = session.define_flags()
+_FLAGS = launch.define_flags()
 
 
 def finetune(
-    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+    settings: Config,
+    workdir: paths.Path,
+    stop: StopRequest,
+    *,
+    dry_run: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any] | None:
     """Trains on labels as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "finetune", _open, dry_run=dry_run)
+    return session.run(settings, workdir, stop, "finetune", _open, dry_run=dry_run, profile=profile)
 
 
 def _open(settings: Config, fresh: bool) -> session.Stage:
@@ -49,5 +54,5 @@ def _open(settings: Config, fresh: bool) -> session.Stage:
 
 
 if __name__ == "__main__":
-    main = functools.partial(session.main, _FLAGS, finetune, session.classifier_report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))
+    main = functools.partial(launch.main, _FLAGS, finetune, launch.classifier_report)
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{launch.USAGE}", flag_values=_FLAGS))

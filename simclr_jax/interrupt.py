@@ -71,6 +71,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def ask(self) -> None:
+        """Asks for what SIGTERM asks for."""
+        self.signal = self.signal or signal.SIGTERM
+
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
         self._wakeup = signal.set_wakeup_fd(-1)  # or `leaving` would hear of it

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import jax
@@ -141,6 +142,7 @@ def fit(
     checkpoints: Checkpoints,
     stop: StopRequest,
     agree: Callable[[Sequence[int]], Sequence[int]] = list,
+    around_call: Callable[[int], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> TrainState:
     """Runs from `state` to `total_steps`, or until `stop` is set; saves before it returns.
 
@@ -161,6 +163,7 @@ def fit(
       stop: looked at after each call.
       agree: the greatest of some integers over all processes of the run, as `hosts.agree`; asked once a call
         about what clocks and signals say, so that all processes dispatch the same programs.
+      around_call: of a call's first step to a context in which the call is made, such as `Trace.call`.
 
     Returns:
       The state reached.
@@ -179,12 +182,13 @@ def fit(
     while step < total_steps and not stopping:
         milestones = _milestones(step, log_every_steps, evaluate_every_steps)
         count = min(call_steps, min(total_steps, *milestones) - step)
-        began = time.monotonic()
-        arrays, indices = batches.call(step, count)
-        # The first call compiles, for up to minutes, and all that a kill would lose is this call.
-        with stop.paused() if step == first_step else contextlib.nullcontext():
-            state, metrics = run_steps(state, arrays, indices, count)
-        meter.add(count, metrics)
+        with around_call(step):
+            began = time.monotonic()
+            arrays, indices = batches.call(step, count)
+            # The first call compiles, for up to minutes, and all that a kill would lose is this call.
+            with stop.paused() if step == first_step else contextlib.nullcontext():
+                state, metrics = run_steps(state, arrays, indices, count)
+            meter.add(count, metrics)
         if step == first_step:
             meter.sync(timed=False)
         else:

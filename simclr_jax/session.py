@@ -3,25 +3,22 @@
 import contextlib
 import functools
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from simclr_jax import (
     checkpoints,
-    command,
     config,
     hosts,
     loop,
     paths,
+    profiling,
     recipe,
     rehearsal,
     sheet,
@@ -34,20 +31,8 @@ from simclr_jax.config import Config
 from simclr_jax.data.batches import ResidentBatches, StreamedBatches
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
-from simclr_jax.interrupt import StopRequest, exit_status, leaving
+from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import RunLog, SilentLog, say, versions
-
-RUN_USAGE = """
---dry-run compiles the step, tells its parameters, FLOPs and memory, and exits.
-
-On several hosts, the same command on each, with --distributed and a --workdir that all of them see, trains as
-on one machine with all their devices; the first process writes and prints. On TPU pods, under SLURM and on
-Kubernetes they find each other; elsewhere
-
-    --coordinator=HOST:PORT    host of process 0, and a port that is free there
-    --processes=N              how many there are
-    --process=I                which of them this one is, from 0 on
-"""
 
 _SHARING_TRIES = 10  # one a second: over NFS another host's new files can take a few
 _IMAGES_SHOWN = 8  # images of the first batch whose views TensorBoard shows
@@ -83,6 +68,7 @@ def run(
     open_stage: Callable[..., Stage],
     *,
     dry_run: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any] | None:
     """Trains as `settings` say, in `workdir`.
 
@@ -96,6 +82,7 @@ def run(
       stage: the one whose recipe `settings` have to be.
       open_stage: of (settings, fresh) to the stage; `fresh` where there is no checkpoint to go on from.
       dry_run: compile the step, print what it is made of and takes, and write nothing.
+      profile: leave a trace of some calls, of the first process, in `workdir`; see `profiling.Trace`.
 
     Returns:
       What `result.json` holds, or None where the run was stopped before its end, or was a dry one.
@@ -125,7 +112,7 @@ def run(
         if hosts.is_first():
             workdirs.create(workdir, settings, opened.stage.labels)
     _check_shared(workdir)
-    result = _train(opened, workdir, stop)
+    result = _train(opened, workdir, stop, profile=profile)
     if result is not None and hosts.is_first():
         workdirs.write_result(workdir, result)
     return result
@@ -146,7 +133,7 @@ def _open(settings: Config, open_stage: Callable[..., Stage], *, fresh: bool) ->
     return Opened(settings, stage, mesh, plan, start)
 
 
-def _train(opened: Opened, workdir: paths.Path, stop: StopRequest) -> dict[str, Any] | None:
+def _train(opened: Opened, workdir: paths.Path, stop: StopRequest, *, profile: bool) -> dict[str, Any] | None:
     settings, stage, plan = opened.settings, opened.stage, opened.plan
     images, state = stage.images, opened.start.state
     with contextlib.ExitStack() as stack:
@@ -196,6 +183,10 @@ def _train(opened: Opened, workdir: paths.Path, stop: StopRequest) -> dict[str, 
 
         batches, run_steps, key = _program(opened, first_step)
         meter = loop.Meter(settings.train.batch_size, step=first_step, seconds=seconds, unlogged=unlogged)
+        around_call = contextlib.nullcontext
+        if profile and hosts.is_first():
+            trace = profiling.Trace(workdir, wait=meter.sync, resume=meter.resume)
+            around_call = stack.enter_context(trace).call
         with stop, _memory_explained(opened, batches.device_bytes):
             state = loop.fit(
                 state,
@@ -211,12 +202,10 @@ def _train(opened: Opened, workdir: paths.Path, stop: StopRequest) -> dict[str, 
                 checkpoints=saved,
                 stop=stop,
                 agree=hosts.agree,
+                around_call=around_call,
             )
         if int(state.step) < plan.total_steps:
-            say(
-                f"stopped at step {int(state.step)} of {plan.total_steps}, which is saved; "
-                "the same command goes on from there"
-            )
+            say(f"stopped at step {int(state.step)} of {plan.total_steps}, which is saved")
             return None
         return {
             "stage": settings.stage,
@@ -291,69 +280,3 @@ def _check_shared(workdir: paths.Path) -> None:
 def title(name: str) -> str:
     """`knn20_accuracy` as "20-NN accuracy", `top1_accuracy` as "top-1 accuracy"."""
     return re.sub(r"^top(\d+)_", r"top-\1 ", re.sub(r"^knn(\d+)_", r"\1-NN ", name))
-
-
-def pace(result: Mapping[str, Any]) -> str:
-    """How long a run took."""
-    speed = result["images_per_second"]
-    return f"{result['steps']} steps in {result['seconds']:.0f} s on {result['device']}" + (
-        f", {speed:,.0f} images/s" if speed else ""
-    )
-
-
-def classifier_report(result: Mapping[str, Any]) -> str:
-    """The last lines of a run that ends with a classifier."""
-    names = {
-        "top1_accuracy_before": "top-1 before",
-        "top1_accuracy_teacher": "top-1, teacher",
-        "top1_accuracy": "top-1",
-        "top5_accuracy": "top-5",
-    }
-    lines = [f"  {text:<14}  {result[name]:6.1%}" for name, text in names.items() if name in result]
-    heading = f"accuracy on {result['accuracy_data']}, from {result['labels']:,} labels:"
-    return "\n".join([pace(result), heading, *lines])
-
-
-def define_flags() -> flags.FlagValues:
-    """The flags of an entry that runs a stage."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Recipe of the run.", lock_config=True, flag_values=values
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    flags.DEFINE_boolean("dry-run", False, "Compile the step, tell what it takes, exit.", flag_values=values)
-    flags.DEFINE_boolean("distributed", False, "One run of several processes.", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
-    flags.DEFINE_integer("processes", None, "How many there are.", flag_values=values)
-    flags.DEFINE_integer("process", None, "Which of them this is.", flag_values=values)
-    return values
-
-
-def main(
-    values: flags.FlagValues, train: Callable[..., dict[str, Any] | None], report: Callable[[dict], str]
-) -> int:
-    """The command line of a stage; returns the exit status.
-
-    Args:
-      values: of `define_flags`, parsed.
-      train: (settings, workdir, stop, dry_run=) to the result.
-      report: the last lines of a run, from its result.
-    """
-    file = command.config_file(values)
-    by_hand = [values[name].value for name in ("coordinator", "processes", "process")]
-    if values["distributed"].value:
-        hosts.join(*by_hand)
-    elif any(value is not None for value in by_hand):
-        raise UserError("--coordinator, --processes and --process go with --distributed; set it too")
-    workdir = paths.parse(values["workdir"].value or f"runs/{file.stem}")
-    stop = StopRequest()
-    try:
-        with leaving("stopped, with nothing to save; the same command goes on"):
-            result = train(values["config"].value, workdir, stop, dry_run=values["dry-run"].value)
-    except loop.NotFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if result is None:
-        return exit_status(stop.signal)
-    say(report(result))
-    return 0

@@ -11,23 +11,29 @@ import functools
 import sys
 from typing import Any
 
-from simclr_jax import command, paths, recipe, session, start, training
+from simclr_jax import command, launch, paths, recipe, session, start, training
 from simclr_jax.config import Config
 from simclr_jax.interrupt import StopRequest
 from simclr_jax.logs import say
 from simclr_jax.simclr import SimCLR
 
-_FLAGS = session.define_flags()
+_FLAGS = launch.define_flags()
 
 
 def train(
-    settings: Config, workdir: paths.Path, stop: StopRequest, *, dry_run: bool = False
+    settings: Config,
+    workdir: paths.Path,
+    stop: StopRequest,
+    *,
+    dry_run: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any] | None:
     """Pretrains as `settings` say, in `workdir`; arguments, result and errors as of `session.run`."""
-    return session.run(settings, workdir, stop, "pretrain", _open, dry_run=dry_run)
+    return session.run(settings, workdir, stop, "pretrain", open_stage, dry_run=dry_run, profile=profile)
 
 
-def _open(settings: Config, fresh: bool) -> session.Stage:
+def open_stage(settings: Config, fresh: bool) -> session.Stage:
+    """What pretraining brings to a run; see `session.run`."""
     images = recipe.open_data(settings)
     evaluation_set = recipe.open_evaluation_set(settings)
     model = start.start_model(settings, fresh=fresh)
@@ -60,7 +66,7 @@ def report(result: dict[str, Any]) -> str:
     """The last lines of a run."""
     return "\n".join(
         [
-            session.pace(result),
+            launch.pace(result),
             f"1-NN accuracy on {result['knn1_data']}, {result['knn1_metric']} distance:",
             f"  raw pixels         {result['knn1_accuracy_raw_pixels']:6.1%}",
             f"  {_first_encoder(result):<17}  {result['knn1_accuracy_untrained']:6.1%}",
@@ -70,5 +76,5 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main = functools.partial(session.main, _FLAGS, train, report)
-    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{session.RUN_USAGE}", flag_values=_FLAGS))
+    main = functools.partial(launch.main, _FLAGS, train, report)
+    sys.exit(command.run(main, sys.argv, usage=f"{__doc__}{launch.USAGE}", flag_values=_FLAGS))

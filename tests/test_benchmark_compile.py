@@ -6,7 +6,7 @@ import pytest
 
 from simclr_jax import command, config
 from simclr_jax.benchmark import compile as benchmark_compile
-from simclr_jax.benchmark import tpu
+from simclr_jax.benchmark import recipes, tpu
 from simclr_jax.table import table_text
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_the_process_with_the_compiler_gets_the_whole_recipe(monkeypatch, tmp_pa
         tpu, "apart", lambda module, arguments, folder: benchmark_compile._compile_all(*arguments)
     )
     out = tmp_path / "figures.json"
-    recipe = benchmark_compile._RECIPE.parent / "shapes.py"
+    recipe = recipes.FOLDER / "shapes.py"
     arguments = [
         *("compile", f"--config={recipe}", "--config.train.batch_size=8", "--config.views.size=16"),
         *("--config.model.width=0.125", "--slices=1,1x2", "--images=100", f"--out={out}"),
@@ -110,7 +110,7 @@ def test_the_process_with_the_compiler_gets_the_whole_recipe(monkeypatch, tmp_pa
 def test_bad_flags_are_one_line(flag, said, capsys, monkeypatch):
     if "libtpu" not in flag:
         monkeypatch.setattr(tpu, "find", lambda folder: "")
-    recipe = benchmark_compile._RECIPE
+    recipe = recipes.FOLDER / benchmark_compile.RECIPE
     good = ["--target=v5e", "--slices=1", "--libtpu=", f"--config={recipe}"]  # flags stay from call to call
     status = run(monkeypatch, ["compile", *good, flag])
     error = capsys.readouterr().err.strip()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from simclr_jax import hosts, loop, session, train, training
+from simclr_jax import hosts, launch, loop, session, train, training
 from simclr_jax import mesh as meshes
 from simclr_jax.data.batches import ResidentBatches, StreamedBatches
 from simclr_jax.data.pack import Pack
@@ -363,10 +363,10 @@ BAD_FLAGS = {
 @pytest.mark.parametrize("case", BAD_FLAGS)
 def test_bad_flags_are_told(case, tmp_path):
     arguments, said = BAD_FLAGS[case]
-    values = session.define_flags()
+    values = launch.define_flags()
     values(["train", "--config", str(ROOT / "configs" / "shapes.py"), "--workdir", str(tmp_path), *arguments])
     with pytest.raises(UserError, match=said):
-        session.main(values, train.train, train.report)
+        launch.main(values, train.train, train.report)
 
 
 def test_where_no_others_are_found_it_is_one_line(tmp_path):

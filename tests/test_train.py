@@ -205,6 +205,7 @@ BAD_COMMANDS = {
     "mistyped key": (["--config", "configs/shapes.py", "--config.train.batchsize=3"], "batch_size"),
     "mistyped flag": (["--config", "configs/shapes.py", "--workdri=x"], "workdir"),
     "wrong type": (["--config", "configs/shapes.py", "--config.train.epochs=many"], "epochs"),
+    "nothing to trace": (["--config", "configs/shapes.py", "--dry-run", "--profile"], "--profile"),
     "stray argument": (["--config", "configs/shapes.py", "shapes"], "'shapes'"),
     "batch of one": (["--config", "configs/shapes.py", "--config.train.batch_size=1"], "at least 2"),
     "batch too large": (

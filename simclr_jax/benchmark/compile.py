@@ -26,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 
-from simclr_jax import command, footprint, recipe, training, workdirs
 from simclr_jax import config as configs
+from simclr_jax import footprint, recipe, training, workdirs
 from simclr_jax import mesh as meshes
-from simclr_jax.benchmark import timing, tpu
+from simclr_jax.benchmark import recipes, timing, tpu
 from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
@@ -39,10 +38,10 @@ from simclr_jax.table import Table, table_text
 
 # Bytes that the compiler lets a program have; a chip has 16 GiB (https://cloud.google.com/tpu/docs/v5e).
 TARGETS = {"v5e": 15.75 * 2**30}
-_RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "imagenette.py"
+RECIPE = "imagenette.py"  # of configs/, where --config names no other
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True, flag_values=FLAGS)
+recipes.define(FLAGS)
 _TARGET = flags.DEFINE_string("target", "v5e", "Chip.", flag_values=FLAGS)
 _SLICES = flags.DEFINE_list("slices", ["1", "2x4"], "Chips of each.", flag_values=FLAGS)
 _IMAGES = flags.DEFINE_integer("images", 10_000, "Of the data set.", lower_bound=2, flag_values=FLAGS)
@@ -116,11 +115,7 @@ def main() -> int:
         raise UserError(
             "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
         )
-    if not FLAGS["config"].present:
-        FLAGS["config"].parse(str(_RECIPE))
-    command.config_file(FLAGS)
-    settings: Config = FLAGS["config"].value
-    configs.check(settings, stage="pretrain")
+    settings = recipes.read(FLAGS)
     for chips in map(_chips, _SLICES.value):
         if (settings.train.microbatch_size or settings.train.batch_size) % chips:
             raise UserError(

@@ -21,7 +21,6 @@ import copy
 import functools
 import os
 import pathlib
-import runpy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -32,12 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
-from simclr_jax import command, losses, recipe, training
 from simclr_jax import config as configs
+from simclr_jax import losses, recipe, training
 from simclr_jax import mesh as meshes
-from simclr_jax.benchmark import peak, timing
+from simclr_jax.benchmark import peak, recipes, timing
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -47,12 +45,12 @@ from simclr_jax.table import Table, table_text
 FORMS = ("plain", "tiled")
 AS_IT_IS = "as it is"
 
-_RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "cifar10_cpu.py"
+RECIPE = "cifar10_cpu.py"  # of configs/, where --config names no other
 _TEMPERATURE = 0.1
 _MEMORY = pathlib.Path("/proc/meminfo")
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Recipe of the step.", lock_config=True, flag_values=FLAGS)
+recipes.define(FLAGS)
 _VIEWS = flags.DEFINE_list("views", ["4096", "16384", "65536", "131072"], "Rows, or none.", flag_values=FLAGS)
 _WIDTH = flags.DEFINE_integer("width", 128, "Numbers in a row.", lower_bound=1, flag_values=FLAGS)
 _MICROBATCHES = flags.DEFINE_list("microbatches", ["2", "4"], "Parts, or none.", flag_values=FLAGS)
@@ -308,7 +306,7 @@ def main() -> int:
     views, counts = _numbers("views", _VIEWS.value, 4), _numbers("microbatches", _MICROBATCHES.value, 2)
     if odd := [rows for rows in views if rows % 2]:
         raise UserError(f"--views has {odd[0]}; two views of each image are an even number of rows")
-    out, config = timing.checked_out(_OUT.value), _recipe()
+    out, config = timing.checked_out(_OUT.value), recipes.read(FLAGS)
     works: dict[str, dict[str, Callable[[], Work]]] = {
         str(rows): {form: functools.partial(loss_work, rows, _WIDTH.value, form) for form in FORMS}
         for rows in views
@@ -363,19 +361,6 @@ def _preface(figures: Mapping[str, Any]) -> list[str]:
         *timing.where(hardware, figures["load_before"]),
         *(f"  {name:<9} {text}" for name, text in said.items()),
     ]
-
-
-def _recipe() -> Config:
-    """The checked config of the command line. Raises `UserError` where there is none."""
-    if FLAGS["config"].present:
-        command.config_file(FLAGS)
-        config = FLAGS["config"].value
-    elif _RECIPE.is_file():
-        config = runpy.run_path(str(_RECIPE))["get_config"]()
-    else:
-        raise UserError("name a recipe with --config")
-    configs.check(config, stage="pretrain")
-    return config
 
 
 def _numbers(flag: str, texts: Sequence[str], least: int) -> list[int]:
