@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from simclr_jax.attention import SelectiveKernels, SqueezeExcitation
+from simclr_jax.convolution import convolve
 
 # depth: (bottleneck blocks?, blocks in each of the four stages). 10 is no published depth: it is the
 # smallest network of this shape, for machines without an accelerator.
@@ -247,9 +248,10 @@ class Conv(nnx.Conv):
         kernel = self.kernel[...]
         side = kernel.shape[0]
         height, width = x.shape[1:3]
+        stride, _ = cast(tuple[int, int], self.strides)
         if min(height, width) >= side:
-            return super().__call__(x)
-        pad, (stride, _) = side // 2, cast(tuple[int, int], self.strides)
+            return convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride)
+        pad = side // 2
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         patches = jnp.concatenate(
             [x[:, i : i + height : stride, j : j + width : stride] for i in range(side) for j in range(side)],
