@@ -1,6 +1,7 @@
 """Measures the package: `python -m simclr_jax.benchmark NAME [--FLAG=VALUE ...]`.
 
     augment    images/s of the views and of each operation, beside dm-pix, torchvision and Kornia
+    train      images/s of the training step, beside PyTorch with torchvision and with Kornia
     neighbors  seconds and memory of the search for nearest neighbours, beside scikit-learn and faiss
     memory     of the contrastive loss and of the training step: plain, tiled, in microbatches
     compile    the training step for a TPU, on a machine without one: whether it fits
@@ -12,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = ("augment", "neighbors", "compile", "memory")
+BENCHMARKS = ("augment", "train", "neighbors", "compile", "memory")
 
 
 def main(argv: Sequence[str]) -> int:

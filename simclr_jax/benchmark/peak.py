@@ -7,8 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import jax
-
 _PROCESS = pathlib.Path("/proc/self")
 
 
@@ -33,6 +31,8 @@ def of_call(function: Callable[[], object]) -> int | None:
       On a CPU by how much the resident set grew, as `resident`; else the peak of the device's memory in this
       process, of the fullest one, arguments included. None where the system, or the device, does not tell.
     """
+    import jax  # not before: PyTorch's processes are without it
+
     if jax.default_backend() == "cpu":
         return resident(function)
     function()

@@ -1,0 +1,181 @@
+"""PyTorch's side of the benchmark of training: the same loss, the same step, views of the same ranges."""
+
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import config as configs
+from simclr_jax import mesh as meshes
+from simclr_jax import recipe, torchvision_weights
+from simclr_jax.augment import blur_kernel_size
+from simclr_jax.benchmark import peers
+from simclr_jax.benchmark.task import Images, Task
+from simclr_jax.config import default_config
+from simclr_jax.data.batches import Batch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch's own, while it is imported
+    torch = pytest.importorskip("torch")
+    if peers.import_torchvision() is None:
+        pytest.skip("torchvision is not installed", allow_module_level=True)
+    from simclr_jax.benchmark import torch_train
+
+pytestmark = [
+    pytest.mark.usefixtures("kept_compilations"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Kornia and PyTorch
+]
+
+BATCH, SIDE, CLASSES, IMAGES = 6, 16, 3, 20
+CONTRASTIVE = {
+    "views.size": SIDE,
+    "model.depth": 10,
+    "model.stem": "cifar",
+    "model.head_hidden": 16,
+    "model.head_out": 8,
+    "loss.form": "plain",
+    "optimizer.learning_rate": 0.5,
+    "optimizer.scaling": "none",
+    "train.batch_size": BATCH,
+    "train.steps": 100,
+}
+TASKS = {
+    "joint": {"model.passes": "joint", "model.head_norm": "hidden"},
+    "separate": {"model.passes": "separate", "model.head_norm": "none", "optimizer.decay": "all"},
+    "all norms, AdamW": {
+        "model.head_norm": "all",
+        "model.head_layers": 3,
+        "optimizer.name": "adamw",
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.final_fraction": 0.1,
+    },
+    "supervised": {"stage": "finetune", "views.count": 1, "model.stem": "imagenet"},
+}
+
+
+def make_config(**changes):
+    config = default_config()
+    config.data.dataset = "noise"
+    config.data.canvas_size = 24
+    config.update_from_flattened_dict(CONTRASTIVE | changes)
+    configs.check(config)
+    return config
+
+
+def make_task(config):
+    plan = configs.derive(config, IMAGES)
+    return Task(
+        config.to_dict(),
+        CLASSES if config.stage == "finetune" else 0,
+        plan.peak_learning_rate,
+        plan.total_steps,
+        blur_kernel_size(config.views.size),
+    )
+
+
+def make_start(config):
+    """The JAX side, with a classifier and last scales that are not at zero."""
+    model = recipe.build_model(config)
+    if config.stage == "finetune":
+        model = recipe.build_classifier(config, model, CLASSES)
+    mesh = meshes.mesh_of(jax.devices()[:1])
+    start = recipe.build_start(config, configs.derive(config, IMAGES), model, mesh)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype) * (leaf.ndim < 3),
+        start.state.params,
+    )
+    return start._replace(state=start.state.replace(params=params)), mesh
+
+
+def torch_weights(params, batch_stats):
+    """By the names of `torch_model.Network`, statistics of the encoder included."""
+    encoder = torchvision_weights.to_torchvision(params["encoder"], batch_stats["encoder"])
+    tensors = {f"encoder.{name}": value for name, value in encoder.items()}
+    if "classifier" in params:
+        tensors |= {
+            "head.weight": params["classifier"]["kernel"].T,
+            "head.bias": params["classifier"]["bias"],
+        }
+        return tensors
+    place = 0
+    head, norms = params["head"], params["head"].get("norms", {})
+    for i in range(len(head["linears"])):
+        place += i > 0  # a ReLU
+        linear = head["linears"][i]
+        tensors[f"head.{place}.weight"] = linear["kernel"].T
+        if "bias" in linear:
+            tensors[f"head.{place}.bias"] = linear["bias"]
+        place += 1
+        if i in norms:
+            tensors[f"head.{place}.weight"] = norms[i]["scale"]
+            if "bias" in norms[i]:
+                tensors[f"head.{place}.bias"] = norms[i]["bias"]
+            place += 1
+    return tensors
+
+
+def load(network, tensors):
+    given = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    found = network.load_state_dict(given, strict=False)
+    assert not found.unexpected_keys
+    left = {name.rpartition(".")[2] for name in found.missing_keys}
+    assert left <= {"running_mean", "running_var", "num_batches_tracked", "bias"}
+    assert all(name.startswith("head.") for name in found.missing_keys)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "canvas.npy"
+    rng = np.random.default_rng(0)
+    np.save(path, rng.integers(0, 256, (IMAGES, 24, 24, 3), np.uint8))
+    extent = rng.integers(16, 25, (IMAGES, 2)).astype(np.int32)
+    return Images(str(path), extent, rng.integers(0, CLASSES, IMAGES).astype(np.int32))
+
+
+def baseline(kind, task, images):
+    if kind == "loaded":
+        return torch_train.Loaded(task, images, threads=1, workers=0)
+    pytest.importorskip("kornia")
+    return torch_train.Resident(task, images, threads=1, compiles=False)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_loss_and_step_are_ours(name, images):
+    """Measured: the losses differ by 2e-7 of their size, the steps of all parameters by 1e-5 of theirs."""
+    config = make_config(**TASKS[name])
+    start, mesh = make_start(config)
+    count = config.views.count
+    views = np.random.default_rng(2).standard_normal((count, BATCH, SIDE, SIDE, 3), np.float32)
+    labels = np.arange(BATCH, dtype=np.int32) % CLASSES
+    ids = jnp.arange(BATCH)
+    batch = Batch(jnp.zeros((BATCH, 8, 8, 3), jnp.uint8), jnp.ones((BATCH, 2), jnp.int32), labels, ids)
+    passes = tuple(views) if config.model.passes == "separate" else (views.reshape(-1, *views.shape[2:]),)
+    step = recipe.build_step(config, start, mesh)
+    state, metrics = jax.jit(lambda state, batch, key: step(state, batch, key, make_views=lambda *_: passes))(
+        start.state, batch, jax.random.key(0)
+    )
+    before = torch_weights(start.state.params, start.state.batch_stats)
+    after = torch_weights(state.params, state.batch_stats)
+
+    task = make_task(config)
+    given = [torch.from_numpy(one.transpose(0, 3, 1, 2).copy()) for one in views]
+    for kind in ("loaded", "resident"):
+        found = baseline(kind, task, images)
+        load(found.network, before)
+        loss = found.train(given, torch.from_numpy(labels).long())
+        assert float(loss) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        theirs = {key: value.detach().numpy() for key, value in found.network.named_parameters()}
+        compared = theirs.keys() & after.keys()
+        assert len(compared) == len([value for value in theirs.values() if value.any()])
+        for key in compared:
+            update = np.asarray(after[key]) - np.asarray(before[key])
+            apart = np.linalg.norm(theirs[key] - before[key] - update)
+            assert apart <= 1e-3 * np.linalg.norm(update), key
+        rate = found.optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(float(start.schedule(1)), rel=1e-6)
+        assert math.isfinite(rate) and rate < task.learning_rate
