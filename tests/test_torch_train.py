@@ -137,11 +137,17 @@ def images(tmp_path_factory):
     return Images(str(path), extent, rng.integers(0, CLASSES, IMAGES).astype(np.int32))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Of PyTorch, as other tests run beside."""
+    monkeypatch.setattr(torch_train.os, "cpu_count", lambda: 1)
+
+
 def baseline(kind, task, images):
     if kind == "loaded":
-        return torch_train.Loaded(task, images, threads=1, workers=0)
+        return torch_train.Loaded(task, images, workers=0)
     pytest.importorskip("kornia")
-    return torch_train.Resident(task, images, threads=1, compiles=False)
+    return torch_train.Resident(task, images)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -175,7 +181,95 @@ def test_loss_and_step_are_ours(name, images):
         for key in compared:
             update = np.asarray(after[key]) - np.asarray(before[key])
             apart = np.linalg.norm(theirs[key] - before[key] - update)
-            assert apart <= 1e-3 * np.linalg.norm(update), key
+            assert apart <= (5e-3 if config.optimizer.name == "adamw" else 1e-3) * np.linalg.norm(update), key
         rate = found.optimizer.param_groups[0]["lr"]
         assert rate == pytest.approx(float(start.schedule(1)), rel=1e-6)
         assert math.isfinite(rate) and rate < task.learning_rate
+
+
+def test_crops_are_within_the_image_and_of_the_area_and_shape_asked_for():
+    """Each pixel of a ramp tells its place, so a view tells its box."""
+    count, side, size = 400, 64, 32
+    place = (torch.arange(side) + 0.5).expand(side, side)
+    ramps = torch.stack([place, place.T, torch.zeros(side, side)]).expand(count, 3, side, side)
+    extent = torch.tensor([[40.0, 64.0]]).expand(count, 2)
+    options = {"size": size, "crop_area": (0.3, 0.5), "crop_aspect": (0.75, 4 / 3), "flip": 0.25}
+    x, y, _ = torch_train.crop_and_flip(ramps, extent, options).unbind(dim=1)
+    left, right = x[:, 0, 8], x[:, 0, -9]  # away from the border, where half a pixel is repeated
+    width, height = (right - left) * size / (size - 17), (y[:, -9, 8] - y[:, 8, 8]) * size / (size - 17)
+    flipped = width < 0
+    assert 0.17 < flipped.float().mean() < 0.33
+    width = width.abs()
+    area = width * height / (40 * 64)
+    assert 0.29 < area.min() < 0.33 and 0.47 < area.max() < 0.51
+    aspect = width / height
+    assert 0.74 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.35
+    center_x, center_y = (left + right) / 2, (y[:, 8, 8] + y[:, -9, 8]) / 2
+    assert (center_x - width / 2).min() > -0.1 and (center_x + width / 2).max() < 64.1
+    assert (center_y - height / 2).min() > -0.1 and (center_y + height / 2).max() < 40.1
+    assert (center_x - width / 2).min() < 2 and (center_x + width / 2).max() > 62
+
+
+@pytest.mark.parametrize("kind", ["loaded", "resident"])
+def test_every_step_sees_other_images_and_an_epoch_all_of_them(kind, images):
+    """Without operations and crops, a view is its image, and three batches of six are an epoch of twenty."""
+    off = dict.fromkeys(("flip", "jitter", "grayscale", "blur"), 0.0)
+    whole = off | {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "size": 24}
+    config = make_config(**{f"views.{name}": value for name, value in whole.items()})
+    square = images._replace(extent=np.full((IMAGES, 2), 24, np.int32))
+    found = baseline(kind, make_task(config), square)
+    if kind == "loaded":
+        found._open(6)
+    canvas = square.open_canvas()
+    by_image = {canvas[i].tobytes(): i for i in range(IMAGES)}
+    for _ in range(2):
+        seen = []
+        for _ in range(3):
+            views, labels = found.make_views(found.fetch())
+            assert len(views) == 2 and torch.equal(views[0], views[1])
+            pixels = (views[0] * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+            rows = [by_image[pixel.tobytes()] for pixel in pixels]
+            np.testing.assert_array_equal(labels, images.label[rows])
+            seen += rows
+        assert len(set(seen)) == len(seen) == 18
+
+
+@pytest.mark.parametrize("kind", ["loaded", "resident"])
+def test_steps_and_their_parts_are_timed_and_steps_alone_train(kind, images):
+    found = baseline(kind, make_task(make_config(**TASKS["joint"])), images)
+    started = found.start()
+    assert started["start_seconds"] > 0 and started["threads"] == 1
+    assert found.schedule.last_epoch == 1
+    for what in ("step", "views", "gradient", "update"):
+        weights = [value.clone() for value in found.network.parameters()]
+        assert found.time(what, 2) > 0
+        same = all(map(torch.equal, weights, found.network.parameters()))
+        assert same == (what in ("views", "gradient")), what
+        assert found.schedule.last_epoch == 3
+    assert 0 < found.time("input", 1) < 10
+    assert (found.peak() or 1) > 0
+    assert found.schedule.last_epoch == 4
+
+
+def test_workers_are_used_up_at_the_end_of_a_turn(images):
+    found = torch_train.Loaded(make_task(make_config(**TASKS["joint"])), images, workers=1)
+    assert found.time("step", 1) > 0
+    assert found.schedule.last_epoch == 3  # two more before the one that is timed
+    assert next(found._batches, None) is None
+    assert 0 <= found.time("input", 1) < found.time("step", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model.width": 2.0}, "width"),
+        ({"model.norm": "group"}, "norm"),
+        ({"model.stem": "resnet-d"}, "stem"),
+        ({"loss.name": "dcl"}, "nt_xent"),
+        ({"optimizer.name": "lars"}, "lars"),
+    ],
+)
+def test_what_pytorchs_side_lacks_is_said(change, named, images):
+    task = make_task(make_config(**change))
+    with pytest.raises(ValueError, match=named):
+        baseline("loaded", task, images)

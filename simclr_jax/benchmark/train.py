@@ -14,7 +14,7 @@
 
 ours         the compiled step of `simclr_jax.train`
 torchvision  PyTorch as people write it: PIL images in the workers of a DataLoader; fp16 on a GPU
-kornia       PyTorch as an expert would: images and views on the device, torch.compile; bf16 on a GPU
+kornia       PyTorch as an expert would: images and views on the device; on a GPU torch.compile and bf16
 
 Images are those of the data set where it is prepared, else noise. One device is used.
 """
@@ -197,23 +197,24 @@ def table(figures: Mapping[str, Any]) -> Table:
     by = floor["ms"] / figures["frameworks"][OURS]["ms"]["median"] if _was_run(figures, OURS) else None
     ratio = f"{timing.short(by)} x" if by else ""
     rows.append(["floor", rate, "", timing.short(floor["ms"]), *[""] * (len(_COLUMNS) - 4), ratio])
-    reasons = [
-        f"{name} was not run: {one['not_run']}"
-        for name, one in figures["frameworks"].items()
-        if "not_run" in one
-    ]
+    notes = [f"Images: {figures['data']}", f"the floor is that of {floor['bound']}"]
+    for name, one in figures["frameworks"].items():
+        if "not_run" in one:
+            notes.append(f"{name} was not run: {one['not_run']}")
+        elif "threads" in one and figures["on_cpu"]:
+            notes.append(f"{name} is fastest with {one['threads']} threads")
     return Table(
         f"{figures['name']}: {figures['about']}, {figures['side']} pixels, batch {batch}, {figures['dtype']}",
         ("", *_COLUMNS),
         rows,
-        ". ".join([f"Images: {figures['data']}", f"Floor: {floor['bound']}", *reasons]) + ".",
+        "; ".join(notes) + ".",
     )
 
 
 _COLUMNS = (
     *("images/s", "least-most", "ms a step"),
     *PARTS,
-    *("start s", "MB", "of peak", "of ours"),
+    *("start s", "MB", "of rate", "of ours"),
 )
 
 
@@ -297,6 +298,7 @@ def _workload(
         "side": config.views.size,
         "batch": batch,
         "dtype": config.model.dtype,
+        "on_cpu": machine["hardware"]["platform"] == "cpu",
         "data": images.about,
         "images": count,
         "least_work": work,
@@ -313,16 +315,14 @@ def _preface(figures: Mapping[str, Any], frameworks: Sequence[str]) -> list[str]
     rates = ", ".join(
         f"{dtype} {rate / 1e9:,.0f}" for dtype, rate in figures["product_flops_per_second"].items()
     )
-    precision = (
-        ("float32", "float32", "float32") if on_cpu else ("bfloat16", "fp16 autocast", "bf16 autocast")
-    )
+    precision = ("float32",) * 3 if on_cpu else ("bfloat16", "fp16 autocast", "compiled, bf16 autocast")
+    copied = figures["copy_bytes_per_second"] / 1e9
     said = {
         OURS: f"simclr_jax, the compiled step of a run, {precision[0]}",
-        "torchvision": f"PyTorch, torchvision on PIL images in {cores} workers of a DataLoader, {precision[1]}",
-        "kornia": f"PyTorch, images and Kornia's views on the device, torch.compile, {precision[2]}",
+        "torchvision": f"PyTorch, torchvision on PIL images in {cores} DataLoader workers, {precision[1]}",
+        "kornia": f"PyTorch, images and Kornia's views on the device, {precision[2]}",
         "floor": f"products at {rates} GFLOP/s (of {figures['product_side']} rows and columns), or bytes at",
-        "": f"  {figures['copy_bytes_per_second'] / 1e9:,.1f} GB/s of a copy: views, maps that the gradient needs, "
-        "weights, optimizer",
+        "": f"  {copied:,.1f} GB/s of a copy: views, maps that the gradient needs, weights, optimizer",
         "input": "ms, by itself: images to the device; of torchvision what a step waits for its batch",
         "views": "ms, by itself; of torchvision the loader alone, all cores on it",
         "gradient": "ms, by itself: encoder, head and loss, forward and backward",
@@ -334,7 +334,7 @@ def _preface(figures: Mapping[str, Any], frameworks: Sequence[str]) -> list[str]
             if on_cpu
             else "on the device, images and weights included"
         ),
-        "of peak": "FLOPs of a step without its views, over its time, as a share of the rate of products",
+        "of rate": "FLOPs of a step without its views, over its time, as a share of the rate of products",
     }
     lines = timing.where(hardware, figures["load_before"])
     lines += [f"{name} is left out, {reason}" for name, reason in figures["left_out"].items()]
