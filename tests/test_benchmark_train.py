@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import runpy
 import sys
 import time
 import warnings
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from simclr_jax import config as configs
-from simclr_jax.benchmark import apart, jax_train, peak, peers, timing, train, workloads
+from simclr_jax.benchmark import apart, jax_train, logistic, peak, peers, timing, train, workloads
 from simclr_jax.benchmark.__main__ import main
 from simclr_jax.errors import UserError
 from simclr_jax.table import table_text
@@ -37,6 +40,9 @@ TINY = workloads.Workload(
     },
     *(16, 16, 24, 8, 4),
 )
+
+
+MACHINE = {"product_flops_per_second": {"float32": 1e11}, "product_side": 8, "copy_bytes_per_second": 1e10}
 
 
 class InThisProcess:
@@ -169,7 +175,8 @@ class Told:
 
 def test_a_turn_is_a_second_or_a_step_and_who_fails_is_left_out():
     quick, slow, failed = Told(0.1), Told(4.0), Told(1.0, fails="peak")
-    found = train.measure({"ours": quick, "torchvision": slow, "kornia": failed}, batch=8, steps=0, repeats=2)
+    workers: Any = {"ours": quick, "torchvision": slow, "kornia": failed}
+    found = train.measure(workers, batch=8, steps=0, repeats=2)
     assert ("time", "step", 10) in quick.asked and ("time", "views", 3) in quick.asked
     assert ("time", "step", 1) in slow.asked
     assert found["kornia"] == {"not_run": "torch.OutOfMemoryError: CUDA out of memory."}
@@ -279,3 +286,30 @@ def test_a_batch_larger_than_the_data_set_is_one_line(monkeypatch):
     config = TINY.config(on_cpu=True, batch=100)
     with pytest.raises(UserError, match="24 images"):
         train._workload("tiny", config, ["ours"], {})
+
+
+def test_logistic_regression_is_told_with_what_it_reached(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(peak, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(jax_train, "machine", lambda: {**timing.circumstances(), **MACHINE})
+    monkeypatch.setattr(apart, "Worker", InThisProcess)
+    monkeypatch.setattr(logistic, "_ROWS", 300)
+    monkeypatch.setattr(logistic, "_WIDTH", 8)
+    flags = ["--workloads=logistic", "--frameworks=ours", "--repeats=2", f"--out={tmp_path / 'x.json'}"]
+    assert main(["benchmark", "train", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("logistic: regression on 300 embeddings, 8 wide, 10 classes")
+    row = lines[start + 2].split()
+    assert row[:2] == ["ours,", "probe.fit"] and row[-2:] == ["1.00", "x"]
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["workloads"] == {}
+    ours = found["logistic"]["ours"]
+    assert row[-3] == f"{ours['objective']:.7f}" and 0 < ours["objective"] < math.log(10)
+    assert ours["first_seconds"] > 0 and ours["ms"]["least"] <= ours["ms"]["median"]
+
+
+def test_the_objective_of_zero_is_that_of_a_guess():
+    features, labels = logistic.embeddings()
+    zeros = np.zeros((512, 10)), np.zeros(10)
+    assert logistic.objective(features, labels, *zeros) == pytest.approx(math.log(10))
+    ones = np.ones((512, 10)), np.ones(10)
+    assert logistic.objective(features, labels, *ones) == pytest.approx(math.log(10) + 5120 / 2 * logistic.L2)

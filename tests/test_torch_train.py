@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from simclr_jax import config as configs
 from simclr_jax import mesh as meshes
 from simclr_jax import recipe, torchvision_weights
 from simclr_jax.augment import blur_kernel_size
-from simclr_jax.benchmark import peers
+from simclr_jax.benchmark import logistic, peers
 from simclr_jax.benchmark.task import Images, Task
 from simclr_jax.config import default_config
 from simclr_jax.data.batches import Batch
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch")
     if peers.import_torchvision() is None:
         pytest.skip("torchvision is not installed", allow_module_level=True)
-    from simclr_jax.benchmark import torch_train
+    from simclr_jax.benchmark import torch_logistic, torch_train
 
 pytestmark = [
     pytest.mark.usefixtures("kept_compilations"),
@@ -143,7 +144,7 @@ def one_thread(monkeypatch):
     monkeypatch.setattr(torch_train.os, "cpu_count", lambda: 1)
 
 
-def baseline(kind, task, images):
+def baseline(kind, task, images) -> Any:
     if kind == "loaded":
         return torch_train.Loaded(task, images, workers=0)
     pytest.importorskip("kornia")
@@ -159,7 +160,9 @@ def test_loss_and_step_are_ours(name, images):
     views = np.random.default_rng(2).standard_normal((count, BATCH, SIDE, SIDE, 3), np.float32)
     labels = np.arange(BATCH, dtype=np.int32) % CLASSES
     ids = jnp.arange(BATCH)
-    batch = Batch(jnp.zeros((BATCH, 8, 8, 3), jnp.uint8), jnp.ones((BATCH, 2), jnp.int32), labels, ids)
+    batch = Batch(
+        jnp.zeros((BATCH, 8, 8, 3), jnp.uint8), jnp.ones((BATCH, 2), jnp.int32), jnp.asarray(labels), ids
+    )
     passes = tuple(views) if config.model.passes == "separate" else (views.reshape(-1, *views.shape[2:]),)
     step = recipe.build_step(config, start, mesh)
     state, metrics = jax.jit(lambda state, batch, key: step(state, batch, key, make_views=lambda *_: passes))(
@@ -183,7 +186,7 @@ def test_loss_and_step_are_ours(name, images):
             apart = np.linalg.norm(theirs[key] - before[key] - update)
             assert apart <= (5e-3 if config.optimizer.name == "adamw" else 1e-3) * np.linalg.norm(update), key
         rate = found.optimizer.param_groups[0]["lr"]
-        assert rate == pytest.approx(float(start.schedule(1)), rel=1e-6)
+        assert rate == pytest.approx(float(np.asarray(start.schedule(1))), rel=1e-6)
         assert math.isfinite(rate) and rate < task.learning_rate
 
 
@@ -273,3 +276,18 @@ def test_what_pytorchs_side_lacks_is_said(change, named, images):
     task = make_task(make_config(**change))
     with pytest.raises(ValueError, match=named):
         baseline("loaded", task, images)
+
+
+@pytest.mark.parametrize("kind", [torch_logistic.FullBatch, torch_logistic.Minibatches])
+def test_logistic_regression_reaches_what_it_should(kind, monkeypatch):
+    """L-BFGS our minimum; AdamW with another decay not, but most of the way from log(classes)."""
+    monkeypatch.setattr(torch_logistic, "_EPOCHS", 20)
+    features, labels = (rows[:600] for rows in logistic.embeddings())
+    features = (features - features.mean(axis=0)) / features.std(axis=0)
+    ours, theirs = logistic.Fit(features, labels, logistic.L2), kind(features, labels, logistic.L2)
+    assert ours.time() > 0 and theirs.time() > 0
+    best, reached = (logistic.objective(features, labels, *one.solution()) for one in (ours, theirs))
+    if kind is torch_logistic.FullBatch:
+        assert reached == pytest.approx(best, abs=1e-6)
+    else:
+        assert best < reached < 0.3 * math.log(10)

@@ -1,5 +1,6 @@
 """What a function takes of memory at most, told by the system, and a fresh process to measure it in."""
 
+import ctypes
 import multiprocessing
 import pathlib
 import signal
@@ -52,6 +53,11 @@ def resident(function: Callable[[], object]) -> int | None:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     try:
+        peak()
+        # What was freed and not given back could be taken again unseen. musl, for one, has no such function.
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if give_back is not None:
+            give_back(0)
         (_PROCESS / "clear_refs").write_text("5")  # the peak is what it is now
         before = peak()
     except (OSError, StopIteration):

@@ -177,7 +177,7 @@ def torchvision_chain(
       pil: as in `torchvision_operation`.
     """
     transforms = _transforms(pil=pil)
-    strengths = {name: options[name] for name in STRENGTHS}
+    strengths: dict[str, Any] = {name: options[name] for name in STRENGTHS}
     threshold = options["solarize_threshold"]
     maybe = {
         "flip": transforms.RandomHorizontalFlip(options["flip"]),
@@ -240,18 +240,20 @@ def kornia_operation(name: str, size: int, blur_kernel: int) -> Callable[[Any], 
         augmentation.RandomHorizontalFlip(p=FLIP),
     ]
     blur = augmentation.RandomGaussianBlur((blur_kernel, blur_kernel), SIGMA, p=1.0)
+    strengths: dict[str, Any] = STRENGTHS
     operations: dict[str, list[Callable[[Any], Any]]] = {
         "chain": [*crop, *kornia_colors(CHAIN, blur_kernel)],
         "crop": crop,
-        "jitter": [augmentation.ColorJitter(**STRENGTHS, p=JITTER)],
+        "jitter": [augmentation.ColorJitter(**strengths, p=JITTER)],
         "grayscale": [augmentation.RandomGrayscale(p=1.0)],
         "blur": [blur],
         "solarize": [augmentation.RandomSolarize((THRESHOLD, THRESHOLD), (0.0, 0.0), p=1.0)],
         "normalize": [augmentation.Normalize(MEAN, STD)],
     }
     # `RandomContrast` and its like mean something else; a jitter of one strength is torchvision's operation.
-    for single, strength in STRENGTHS.items():
-        operations[single] = [augmentation.ColorJitter(**{single: strength}, p=1.0)]
+    for single in STRENGTHS:
+        alone: dict[str, Any] = {single: STRENGTHS[single]}
+        operations[single] = [augmentation.ColorJitter(**alone, p=1.0)]
 
     def apply(batch: Any) -> Any:
         for operation in operations[name]:
@@ -270,7 +272,7 @@ def kornia_colors(options: Mapping[str, Any], blur_kernel: int) -> list[Any]:
     """
     from kornia import augmentation  # pyright: ignore[reportMissingImports]
 
-    strengths = {name: options[name] for name in STRENGTHS}
+    strengths: dict[str, Any] = {name: options[name] for name in STRENGTHS}
     threshold, kernel = options["solarize_threshold"], (blur_kernel, blur_kernel)
     maybe = {
         "jitter": augmentation.ColorJitter(**strengths, p=options["jitter"]),

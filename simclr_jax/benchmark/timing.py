@@ -79,9 +79,9 @@ def in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dic
     )
 
 
-def told_in_turns(functions: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Times]:
+def told_in_turns(functions: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, Times]:
     """As `in_turns`, of functions that have been called and tell their time themselves, in seconds."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[Any, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             time.sleep(_PAUSE_SECONDS)  # OpenMP's threads spin for a while after their work

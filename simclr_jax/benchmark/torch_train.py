@@ -1,6 +1,5 @@
 """SimCLR's training step in PyTorch, twice: as people write it, and as an expert would. It imports no JAX."""
 
-import ctypes
 import functools
 import gc
 import math
@@ -143,7 +142,6 @@ class _Baseline:
             torch.cuda.reset_peak_memory_stats()
             self.time("step", 1)
             return torch.cuda.max_memory_allocated()
-        give_back_memory()
         return peak.resident(self.step)
 
     def step(self) -> None:
@@ -303,7 +301,7 @@ class Resident(_Baseline):
         super().__init__(task, images, fused=True)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._canvas = torch.from_numpy(np.load(images.canvas)).to(self.device)
         self._extent = torch.from_numpy(np.array(images.extent)).float().to(self.device)
         self._label = torch.from_numpy(np.array(images.label)).long().to(self.device)
@@ -368,10 +366,3 @@ def crop_and_flip(images: torch.Tensor, extent: torch.Tensor, options: Mapping[s
     theta[:, 1, 1], theta[:, 1, 2] = box[:, 0] / side, 2 * center[:, 0] / side - 1
     grid = functional.affine_grid(theta, [count, 3, size, size], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def give_back_memory() -> None:
-    """Gives the system back what was freed, so that its peak can be told; where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -3,8 +3,8 @@
     python -m simclr_jax.benchmark train [--FLAG=VALUE ...]
 
     --workloads=cifar10,imagenette128
-                          or stl10, imagenette224, resnet50, supervised; by default all of them, on a CPU
-                          these two
+                          or stl10, imagenette224, resnet50, supervised, logistic; by default all of them,
+                          on a CPU these two and logistic
     --frameworks=ours,torchvision,kornia
                           whom to measure, see below
     --batch=0             images a step; 0: each workload's own, a smaller one on a CPU
@@ -16,6 +16,8 @@ ours         the compiled step of `simclr_jax.train`
 torchvision  PyTorch as people write it: PIL images in the workers of a DataLoader; fp16 on a GPU
 kornia       PyTorch as an expert would: images and views on the device; on a GPU torch.compile and bf16
 
+logistic is a fit of a linear classifier on embeddings, of torchvision in batches with AdamW, of kornia with
+L-BFGS on all of them.
 Images are those of the data set where it is prepared, else noise. One device is used.
 """
 
@@ -23,7 +25,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from absl import flags
 
 from simclr_jax import augment
 from simclr_jax import config as configs
-from simclr_jax.benchmark import apart, jax_train, peak, timing, workloads
+from simclr_jax.benchmark import apart, jax_train, logistic, peak, timing, workloads
 from simclr_jax.benchmark.task import Images, Task
 from simclr_jax.benchmark.workloads import WORKLOADS
 from simclr_jax.config import Config
@@ -45,6 +47,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {  # and the modules that they need
     "torchvision": ("torch", "torchvision"),
     "kornia": ("torch", "torchvision", "kornia"),
 }
+LOGISTIC = "logistic"
 PARTS = ("input", "views", "gradient", "update")
 
 _TURN_SECONDS = 1.0
@@ -243,7 +246,8 @@ def main() -> int:
     """Runs the command line; returns the exit status."""
     load = os.getloadavg()[0]
     asked, out = _some("frameworks", _FRAMEWORKS.value, FRAMEWORKS), timing.checked_out(_OUT.value)
-    chosen = _some("workloads", _WORKLOADS.value, WORKLOADS) if _WORKLOADS.value else None
+    known = (*WORKLOADS, LOGISTIC)
+    chosen = _some("workloads", _WORKLOADS.value, known) if _WORKLOADS.value else None
     reasons = left_out(asked)
     frameworks = [name for name in asked if name not in reasons]
     if not frameworks:
@@ -255,8 +259,12 @@ def main() -> int:
     figures = peak.in_fresh_process(jax_train.machine)
     on_cpu = figures["hardware"]["platform"] == "cpu"
     if chosen is None:
-        chosen = list(workloads.ON_CPU if on_cpu else WORKLOADS)
-    settings = {name: WORKLOADS[name].config(on_cpu=on_cpu, batch=_BATCH.value or None) for name in chosen}
+        chosen = [*workloads.ON_CPU, LOGISTIC] if on_cpu else list(known)
+    settings = {
+        name: WORKLOADS[name].config(on_cpu=on_cpu, batch=_BATCH.value or None)
+        for name in chosen
+        if name != LOGISTIC
+    }
     figures |= {
         "load_before": round(load, 2),
         "repeats": _REPEATS.value,
@@ -272,6 +280,12 @@ def main() -> int:
         say(table_text(table(found)))
         if out is not None:
             write_json(out, figures)
+    if LOGISTIC in chosen:
+        figures[LOGISTIC] = logistic.measure(frameworks, _REPEATS.value)
+        say("")
+        say(table_text(logistic.table(figures[LOGISTIC])))
+    if out is not None:
+        write_json(out, figures)
     return 0
 
 
@@ -343,7 +357,7 @@ def _preface(figures: Mapping[str, Any], frameworks: Sequence[str]) -> list[str]
     ]
 
 
-def _some(flag: str, names: Sequence[str], known: Mapping[str, Any]) -> list[str]:
-    if not names or not set(names) <= known.keys():
+def _some(flag: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+    if not names or not set(names) <= set(known):
         raise UserError(f"--{flag} must be some of {','.join(known)}; got {','.join(names)!r}")
     return [name for name in known if name in names]
