@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch")
     if peers.import_torchvision() is None:
         pytest.skip("torchvision is not installed", allow_module_level=True)
-    from simclr_jax.benchmark import torch_logistic, torch_train
+    from simclr_jax.benchmark import torch_logistic, torch_threads, torch_train
 
 pytestmark = [
     pytest.mark.usefixtures("kept_compilations"),
@@ -141,7 +141,7 @@ def images(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """Of PyTorch, as other tests run beside."""
-    monkeypatch.setattr(torch_train.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(torch_threads.os, "cpu_count", lambda: 1)
 
 
 def baseline(kind, task, images) -> Any:
@@ -153,7 +153,10 @@ def baseline(kind, task, images) -> Any:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_and_step_are_ours(name, images):
-    """Measured: the losses differ by 2e-7 of their size, the steps of all parameters by 1e-5 of theirs."""
+    """Measured: losses differ by 5e-7 of their size at most, the steps of a parameter by 1.2e-5 of theirs.
+
+    AdamW's by 1.1e-3, as its first step divides each gradient by its own size, however small.
+    """
     config = make_config(**TASKS[name])
     start, mesh = make_start(config)
     count = config.views.count
@@ -184,7 +187,7 @@ def test_loss_and_step_are_ours(name, images):
         for key in compared:
             update = np.asarray(after[key]) - np.asarray(before[key])
             apart = np.linalg.norm(theirs[key] - before[key] - update)
-            assert apart <= (5e-3 if config.optimizer.name == "adamw" else 1e-3) * np.linalg.norm(update), key
+            assert apart <= (5e-3 if config.optimizer.name == "adamw" else 1e-4) * np.linalg.norm(update), key
         rate = found.optimizer.param_groups[0]["lr"]
         assert rate == pytest.approx(float(np.asarray(start.schedule(1))), rel=1e-6)
         assert math.isfinite(rate) and rate < task.learning_rate
@@ -291,3 +294,16 @@ def test_logistic_regression_reaches_what_it_should(kind, monkeypatch):
         assert reached == pytest.approx(best, abs=1e-6)
     else:
         assert best < reached < 0.3 * math.log(10)
+
+
+def test_the_threads_are_those_that_are_fastest(monkeypatch):
+    monkeypatch.setattr(torch_threads.os, "cpu_count", lambda: 6)
+    before = torch.get_num_threads()
+    clock = iter(range(1000))
+    taken = {6: 5, 3: 2, 1: 3}
+    monkeypatch.setattr(torch_threads.time, "perf_counter", lambda: next(clock))
+    try:
+        found = torch_threads.choose(lambda: [next(clock) for _ in range(taken[torch.get_num_threads()])])
+        assert found == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

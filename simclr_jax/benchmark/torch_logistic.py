@@ -8,6 +8,8 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from torch.utils import data  # pyright: ignore[reportMissingImports]
 
+from simclr_jax.benchmark import torch_threads
+
 _EPOCHS, _BATCH = 100, 64
 
 
@@ -19,7 +21,8 @@ class _Fit:
         torch.manual_seed(0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.features, self.labels, self.l2 = torch.from_numpy(features), torch.from_numpy(labels), l2
-        self.model = nn.Linear(features.shape[1], int(labels.max()) + 1)
+        self.model = nn.Linear(features.shape[1], int(labels.max()) + 1).to(self.device)
+        self.threads = torch_threads.choose(self.trial)
 
     def time(self) -> float:
         """Seconds of a fit."""
@@ -40,6 +43,10 @@ class _Fit:
         """Trains `model`, which is at zero."""
         raise NotImplementedError
 
+    def trial(self) -> None:
+        """What tells how many threads are fastest."""
+        self.fit()
+
 
 class Minibatches(_Fit):
     """AdamW on batches of 64, 100 epochs, the learning rate a tenth from 60 and from 80 on.
@@ -48,11 +55,18 @@ class Minibatches(_Fit):
     """
 
     def fit(self) -> None:
-        """Its decay is another one than the penalty; what it reaches is told, not how close it is."""
+        """Its decay is another one than the penalty, so that it ends elsewhere."""
+        self._train(_EPOCHS)
+
+    def trial(self) -> None:
+        """An epoch."""
+        self._train(1)
+
+    def _train(self, epochs: int) -> None:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 80], gamma=0.1)
         loader = data.DataLoader(data.TensorDataset(self.features, self.labels), _BATCH, shuffle=True)
-        for _ in range(_EPOCHS):
+        for _ in range(epochs):
             for features, labels in loader:
                 loss = functional.cross_entropy(self.model(features.to(self.device)), labels.to(self.device))
                 optimizer.zero_grad()

@@ -14,11 +14,10 @@ from PIL import Image
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from torch.utils import data  # pyright: ignore[reportMissingImports]
 
-from simclr_jax.benchmark import peak, peers, torch_model
+from simclr_jax.benchmark import peak, peers, torch_model, torch_threads
 from simclr_jax.benchmark.task import Images, Task
 
 _PREFETCH = 2  # batches a worker makes ahead, as `DataLoader` has it
-_TRIALS = 3  # of each number of threads
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 
@@ -88,10 +87,7 @@ class _Baseline:
         self._kept: dict[str, Any] = {}  # what the parts that are timed alone begin with
 
     def start(self) -> dict[str, float]:
-        """Takes the first step, and on a CPU chooses the number of threads with which one is fastest.
-
-        With other work on two cores, two threads, which wait for each other after every operation, took
-        3.7 s for a gradient that one computed in 1.1 s; on free cores they took 0.6 s.
+        """Takes the first step, and on a CPU chooses the number of threads.
 
         Returns:
           `start_seconds`, all that comes before the second step, and `threads`.
@@ -100,13 +96,7 @@ class _Baseline:
         self.time("step", 1)
         seconds = time.perf_counter() - began
         if self.device.type == "cpu":
-            tried = {}
-            threads = torch.get_num_threads()
-            while threads:
-                torch.set_num_threads(threads)
-                tried[threads] = min(self.time("gradient", 1) for _ in range(_TRIALS))
-                threads //= 2
-            torch.set_num_threads(min(tried, key=tried.__getitem__))
+            torch_threads.choose(lambda: self.time("gradient", 1))
         return {"start_seconds": seconds, "threads": torch.get_num_threads()}
 
     def time(self, what: str, count: int) -> float:

@@ -205,7 +205,7 @@ def table(figures: Mapping[str, Any]) -> Table:
         if "not_run" in one:
             notes.append(f"{name} was not run: {one['not_run']}")
         elif "threads" in one and figures["on_cpu"]:
-            notes.append(f"{name} is fastest with {one['threads']} threads")
+            notes.append(f"{name} is fastest with {one['threads']} of {timing.cores()} threads")
     return Table(
         f"{figures['name']}: {figures['about']}, {figures['side']} pixels, batch {batch}, {figures['dtype']}",
         ("", *_COLUMNS),
