@@ -4,9 +4,12 @@ import contextlib
 import importlib
 import multiprocessing
 import signal
+import sys
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any, Self
+
+_PATIENCE_SECONDS = 20  # for what a process is computing; then it is killed
 
 
 class WorkerError(Exception):
@@ -16,8 +19,8 @@ class WorkerError(Exception):
 class Worker:
     """A process that makes an object and calls its methods; used as a context, at whose end it ends.
 
-    Where the context is left by an exception, such as Ctrl-C, it is ended at once. Ctrl-C itself does not
-    reach it, nor the processes that it starts.
+    Where the context is left by an exception, such as Ctrl-C, it does not go on with what it was asked.
+    Ctrl-C itself does not reach it, nor the processes that it starts.
     """
 
     def __init__(self, module: str, name: str, *arguments: Any):
@@ -54,10 +57,16 @@ class Worker:
         if kind is not None:
             self._process.terminate()
         self._connection.close()
-        self._process.join()
+        self._process.join(_PATIENCE_SECONDS if kind is not None else None)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
 
 def _work(connection: Connection, module: str, name: str, arguments: tuple[Any, ...]) -> None:
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit()
+    )  # its own processes and their locks end in good order
     made: list[Any] = []
     with contextlib.suppress(EOFError, BrokenPipeError):  # the first process is done with this one
         while True:
