@@ -16,24 +16,7 @@ from simclr_jax.table import Table, table_text
 
 def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compiled) -> str:
     """The parts of a run's step, and the memory that its compiled `program` takes of a device."""
-
-    # Of loops, and of what is split over devices, a program that is not compiled yet tells no FLOPs.
-    plain = copy.deepcopy(config)
-    plain.loss.form = "plain"
-
-    def loss(outputs: jax.Array) -> jax.Array:
-        labels = jnp.zeros(len(outputs), jnp.int32)
-        targets = {"pretrain": (), "finetune": (labels,), "distill": (outputs, labels)}[config.stage]
-        return recipe.build_loss(plain, mesh)(outputs, *targets)[0]
-
-    found = footprint.step_parts(
-        start.graphdef,
-        start.state,
-        start.optimizer,
-        views=_view_shapes(config, mesh),
-        loss=loss,
-        microbatches=recipe.microbatches(config) > 1,
-    )
+    found = step_parts(config, start, mesh)
     found.append(
         Part("in all", sum(part.parameters for part in found), sum(part.flops for part in found)),
     )
@@ -51,6 +34,28 @@ def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compi
             "",
             table_text(memory_table(memory)),
         ]
+    )
+
+
+def step_parts(config: Config, start: Start, mesh: Mesh) -> list[Part]:
+    """The parts of a run's step after its views, as `footprint.step_parts` counts them."""
+
+    # Of loops, and of what is split over devices, a program that is not compiled yet tells no FLOPs.
+    plain = copy.deepcopy(config)
+    plain.loss.form = "plain"
+
+    def loss(outputs: jax.Array) -> jax.Array:
+        labels = jnp.zeros(len(outputs), jnp.int32)
+        targets = {"pretrain": (), "finetune": (labels,), "distill": (outputs, labels)}[config.stage]
+        return recipe.build_loss(plain, mesh)(outputs, *targets)[0]
+
+    return footprint.step_parts(
+        start.graphdef,
+        start.state,
+        start.optimizer,
+        views=_view_shapes(config, mesh),
+        loss=loss,
+        microbatches=recipe.microbatches(config) > 1,
     )
 
 

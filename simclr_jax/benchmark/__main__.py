@@ -1,6 +1,7 @@
 """Measures the package: `python -m simclr_jax.benchmark NAME [--FLAG=VALUE ...]`.
 
     augment    images/s of the views and of each operation, beside dm-pix, torchvision and Kornia
+    train      images/s of the training step, beside PyTorch with torchvision and with Kornia
     neighbors  seconds and memory of the search for nearest neighbours, beside scikit-learn and faiss
     memory     of the contrastive loss and of the training step: plain, tiled, in microbatches
     accuracy   minutes from the first image to an accuracy of the 10-NN
@@ -13,7 +14,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = ("augment", "neighbors", "compile", "memory", "accuracy")
+BENCHMARKS = ("augment", "train", "neighbors", "compile", "memory", "accuracy")
 
 
 def main(argv: Sequence[str]) -> int:

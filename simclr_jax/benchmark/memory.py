@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from simclr_jax import config as configs
 from simclr_jax import losses, recipe, training
 from simclr_jax import mesh as meshes
-from simclr_jax.benchmark import peak, recipes, timing
+from simclr_jax.benchmark import jax_train, peak, recipes, timing
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -82,23 +82,8 @@ def loss_work(views: int, width: int, form: str) -> Work:
 
 def step_work(config: Config) -> Work:
     """The training step of a checked recipe for pretraining, as a run takes it."""
-    mesh = _mesh(config)
-    images = noise_images(config)
-    plan = configs.derive(config, len(images))
-    begin = recipe.build_start(config, plan, recipe.build_model(config), mesh)
-    batches = recipe.build_batches(config, images, plan, mesh, first_step=0)
-    step = recipe.build_step(config, begin, mesh)
-    run_steps: Any = training.make_run_steps(step, batches.fetch, meshes.replicated(mesh))
-    key, state, count = jax.random.key(config.seed), begin.state, jnp.int32(1)
-    data = batches.call(0, 1)
-    program = run_steps.lower(key, state, *data, count).compile()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = program(key, state, *data, count)
-        jax.block_until_ready((state, metrics))
-
-    return Work(program, lambda: run)
+    steps = jax_train.Steps(config, noise_images(config), _mesh(config))
+    return Work(steps.program, lambda: functools.partial(steps.run, 1))
 
 
 def views_work(config: Config) -> Work:

@@ -24,8 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -150,26 +148,6 @@ def measure(
     return times, figures
 
 
-def product_rates(side: int, repeats: int) -> dict[str, float]:
-    """Operations a second in a float32 product of two matrices [side, side], the best of some.
-
-    Args:
-      side: of the matrices.
-      repeats: timed products of each.
-
-    Returns:
-      `JAX`, in full precision, on the device; where that is a CPU also `NumPy`.
-    """
-    matrix = normal_rows(side, side, 0)
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    program = timing.compiled(product, jnp.asarray(matrix), jnp.asarray(matrix))
-    runs: dict[str, Callable[[], object]] = {"JAX": program.run}
-    if jax.default_backend() == "cpu":
-        runs["NumPy"] = lambda: matrix @ matrix
-    times = timing.in_turns(runs, repeats)
-    return {name: 2 * side**3 / min(time.seconds) for name, time in times.items()}
-
-
 # -------------------------------------------------------------------------------------- memory
 
 
@@ -244,7 +222,7 @@ def main() -> int:
 
     # First, while neither the bank nor a GPU's memory is taken here.
     memory = extra_memory(_QUERIES.value, _BANK.value, _WIDTH.value, _K.value, _METRIC.value)
-    rates = product_rates(_SIDE, _PRODUCTS)
+    rates = timing.product_rates(_SIDE, _PRODUCTS)
     operations = 2 * _QUERIES.value * _BANK.value * _WIDTH.value
     figures = timing.circumstances() | {
         "load_before": round(load, 2),

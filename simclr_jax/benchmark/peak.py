@@ -1,13 +1,12 @@
 """What a function takes of memory at most, told by the system, and a fresh process to measure it in."""
 
+import ctypes
 import multiprocessing
 import pathlib
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
-
-import jax
 
 _PROCESS = pathlib.Path("/proc/self")
 
@@ -33,6 +32,8 @@ def of_call(function: Callable[[], object]) -> int | None:
       On a CPU by how much the resident set grew, as `resident`; else the peak of the device's memory in this
       process, of the fullest one, arguments included. None where the system, or the device, does not tell.
     """
+    import jax  # not before: PyTorch's processes are without it
+
     if jax.default_backend() == "cpu":
         return resident(function)
     function()
@@ -52,6 +53,11 @@ def resident(function: Callable[[], object]) -> int | None:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     try:
+        peak()
+        # What was freed and not given back could be taken again unseen. musl, for one, has no such function.
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if give_back is not None:
+            give_back(0)
         (_PROCESS / "clear_refs").write_text("5")  # the peak is what it is now
         before = peak()
     except (OSError, StopIteration):

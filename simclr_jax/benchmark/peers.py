@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -56,6 +56,8 @@ CHAIN = {
     "grayscale": GRAYSCALE,
     "blur": BLUR,
     "blur_sigma": SIGMA,
+    "solarize": 0.0,
+    "solarize_threshold": THRESHOLD,
     "mean": MEAN,
     "std": STD,
 }
@@ -142,30 +144,63 @@ def torchvision_operation(name: str, size: int, blur_kernel: int, *, pil: bool) 
       pil: for a PIL image, from which `chain` and `normalize` make a tensor, with `torchvision.transforms`;
         else for a float tensor [3, H, W], with `torchvision.transforms.v2`.
     """
-    import_torchvision()
-    module = "torchvision.transforms" if pil else "torchvision.transforms.v2"
-    transforms = importlib.import_module(module)
-    functional = importlib.import_module(f"{module}.functional")
+    transforms = _transforms(pil=pil)
+    functional = importlib.import_module(f"{transforms.__name__}.functional")
 
     crop = [transforms.RandomResizedCrop(size, AREA, ASPECT), transforms.RandomHorizontalFlip(FLIP)]
-    jitter = transforms.RandomApply([transforms.ColorJitter(**STRENGTHS)], JITTER)
     normalize = [*([transforms.ToTensor()] if pil else []), transforms.Normalize(MEAN, STD)]
-    blur = transforms.GaussianBlur(blur_kernel, SIGMA)
-    chain = [*crop, jitter, transforms.RandomGrayscale(GRAYSCALE), transforms.RandomApply([blur], BLUR)]
     operations: dict[str, Callable[[Any], Any]] = {
-        "chain": transforms.Compose([*chain, *normalize]),
+        "chain": torchvision_chain(CHAIN, size, blur_kernel, pil=pil),
         "crop": transforms.Compose(crop),
         "brightness": lambda image: functional.adjust_brightness(image, random.uniform(*FACTORS)),
         "contrast": lambda image: functional.adjust_contrast(image, random.uniform(*FACTORS)),
         "saturation": lambda image: functional.adjust_saturation(image, random.uniform(*FACTORS)),
         "hue": lambda image: functional.adjust_hue(image, random.uniform(*TURNS)),
-        "jitter": jitter,
+        "jitter": transforms.RandomApply([transforms.ColorJitter(**STRENGTHS)], JITTER),
         "grayscale": lambda image: functional.rgb_to_grayscale(image, 3),
-        "blur": blur,
+        "blur": transforms.GaussianBlur(blur_kernel, SIGMA),
         "solarize": lambda image: functional.solarize(image, 255 * THRESHOLD if pil else THRESHOLD),
         "normalize": transforms.Compose(normalize),
     }
     return operations[name]
+
+
+def torchvision_chain(
+    options: Mapping[str, Any], size: int, blur_kernel: int, *, pil: bool
+) -> Callable[[Any], Any]:
+    """The chain of a view as torchvision has it; what has a probability of 0 is left out.
+
+    Args:
+      options: names and values of `CHAIN`, as `augment.random_views` takes them; others are not looked at.
+      size: side of the view.
+      blur_kernel: side of the blur's kernel.
+      pil: as in `torchvision_operation`.
+    """
+    transforms = _transforms(pil=pil)
+    strengths: dict[str, Any] = {name: options[name] for name in STRENGTHS}
+    threshold = options["solarize_threshold"]
+    maybe = {
+        "flip": transforms.RandomHorizontalFlip(options["flip"]),
+        "jitter": transforms.RandomApply([transforms.ColorJitter(**strengths)], options["jitter"]),
+        "grayscale": transforms.RandomGrayscale(options["grayscale"]),
+        "blur": transforms.RandomApply(
+            [transforms.GaussianBlur(blur_kernel, options["blur_sigma"])], options["blur"]
+        ),
+        "solarize": transforms.RandomSolarize(255 * threshold if pil else threshold, options["solarize"]),
+    }
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, options["crop_area"], options["crop_aspect"]),
+            *(operation for name, operation in maybe.items() if options[name]),
+            *([transforms.ToTensor()] if pil else []),
+            transforms.Normalize(options["mean"], options["std"]),
+        ]
+    )
+
+
+def _transforms(*, pil: bool) -> Any:
+    import_torchvision()
+    return importlib.import_module("torchvision.transforms" if pil else "torchvision.transforms.v2")
 
 
 def v2_pass(name: str, images: np.ndarray, blur_kernel: int, threads: int) -> Callable[[], Any]:
@@ -200,28 +235,25 @@ def kornia_operation(name: str, size: int, blur_kernel: int) -> Callable[[Any], 
     """An operation as Kornia has it, with parameters of its own for each image of a batch [N, 3, S, S]."""
     from kornia import augmentation  # pyright: ignore[reportMissingImports]
 
-    def blur(probability: float) -> Any:
-        return augmentation.RandomGaussianBlur((blur_kernel, blur_kernel), SIGMA, p=probability)
-
     crop = [
         augmentation.RandomResizedCrop((size, size), AREA, ASPECT),
         augmentation.RandomHorizontalFlip(p=FLIP),
     ]
-    jitter = augmentation.ColorJitter(**STRENGTHS, p=JITTER)
-    normalize = augmentation.Normalize(MEAN, STD)
-    chain = [*crop, jitter, augmentation.RandomGrayscale(p=GRAYSCALE), blur(BLUR), normalize]
+    blur = augmentation.RandomGaussianBlur((blur_kernel, blur_kernel), SIGMA, p=1.0)
+    strengths: dict[str, Any] = STRENGTHS
     operations: dict[str, list[Callable[[Any], Any]]] = {
-        "chain": chain,
+        "chain": [*crop, *kornia_colors(CHAIN, blur_kernel)],
         "crop": crop,
-        "jitter": [jitter],
+        "jitter": [augmentation.ColorJitter(**strengths, p=JITTER)],
         "grayscale": [augmentation.RandomGrayscale(p=1.0)],
-        "blur": [blur(1.0)],
+        "blur": [blur],
         "solarize": [augmentation.RandomSolarize((THRESHOLD, THRESHOLD), (0.0, 0.0), p=1.0)],
-        "normalize": [normalize],
+        "normalize": [augmentation.Normalize(MEAN, STD)],
     }
     # `RandomContrast` and its like mean something else; a jitter of one strength is torchvision's operation.
-    for single, strength in STRENGTHS.items():
-        operations[single] = [augmentation.ColorJitter(**{single: strength}, p=1.0)]
+    for single in STRENGTHS:
+        alone: dict[str, Any] = {single: STRENGTHS[single]}
+        operations[single] = [augmentation.ColorJitter(**alone, p=1.0)]
 
     def apply(batch: Any) -> Any:
         for operation in operations[name]:
@@ -229,6 +261,29 @@ def kornia_operation(name: str, size: int, blur_kernel: int) -> Callable[[Any], 
         return batch
 
     return apply
+
+
+def kornia_colors(options: Mapping[str, Any], blur_kernel: int) -> list[Any]:
+    """What comes after the flip in the chain of a view, modules that take batches [N, 3, S, S] in turn.
+
+    Args:
+      options: as in `torchvision_chain`; what has a probability of 0 is left out.
+      blur_kernel: side of the blur's kernel.
+    """
+    from kornia import augmentation  # pyright: ignore[reportMissingImports]
+
+    strengths: dict[str, Any] = {name: options[name] for name in STRENGTHS}
+    threshold, kernel = options["solarize_threshold"], (blur_kernel, blur_kernel)
+    maybe = {
+        "jitter": augmentation.ColorJitter(**strengths, p=options["jitter"]),
+        "grayscale": augmentation.RandomGrayscale(p=options["grayscale"]),
+        "blur": augmentation.RandomGaussianBlur(kernel, options["blur_sigma"], p=options["blur"]),
+        "solarize": augmentation.RandomSolarize((threshold, threshold), (0.0, 0.0), p=options["solarize"]),
+    }
+    return [
+        *(operation for name, operation in maybe.items() if options[name]),
+        augmentation.Normalize(options["mean"], options["std"]),
+    ]
 
 
 def on_gpu() -> bool:

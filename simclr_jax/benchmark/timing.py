@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simclr_jax.errors import UserError
 
@@ -66,13 +68,24 @@ def in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dic
     """
     for function in functions.values():
         function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+
+    def timed(function: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    return told_in_turns(
+        {name: functools.partial(timed, function) for name, function in functions.items()}, repeats
+    )
+
+
+def told_in_turns(functions: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, Times]:
+    """As `in_turns`, of functions that have been called and tell their time themselves, in seconds."""
+    seconds: dict[Any, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             time.sleep(_PAUSE_SECONDS)  # OpenMP's threads spin for a while after their work
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(function())
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 
@@ -108,6 +121,27 @@ def copy_rate(repeats: int = 5) -> float:
     """Bytes a second that the device reads and writes, in the best of some copies of 256 MB."""
     program = compiled(lambda array: array + 1, jnp.zeros(_COPIED_BYTES // 4, jnp.float32))
     return program.moved_bytes / min(in_turns({"copy": program.run}, repeats)["copy"].seconds)
+
+
+def product_rates(side: int, repeats: int, dtype: str = "float32") -> dict[str, float]:
+    """Operations a second in a product of two matrices [side, side], the best of some.
+
+    Args:
+      side: of the matrices, whose entries are from a normal distribution.
+      repeats: timed products of each.
+      dtype: of the matrices.
+
+    Returns:
+      `JAX`, on the device, in full precision; of float32 on a CPU also `NumPy`.
+    """
+    matrix = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    factors = [jnp.asarray(matrix, dtype)] * 2
+    runs: dict[str, Callable[[], object]] = {"JAX": compiled(product, *factors).run}
+    if jax.default_backend() == "cpu" and dtype == "float32":
+        runs["NumPy"] = lambda: matrix @ matrix
+    times = in_turns(runs, repeats)
+    return {name: 2 * side**3 / min(time.seconds) for name, time in times.items()}
 
 
 def cores() -> int:
