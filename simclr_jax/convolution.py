@@ -1,32 +1,33 @@
 """Convolutions of maps, and on CPUs forms of them and of their gradients that are fast there.
 
-On a CPU XLA's convolution runs at half the rate of its matrix product, and the gradient of the kernel at a
-quarter. There, in float32, a convolution is written as products, a few images at a time: what stands between
-stays in the cache. A 3x3 convolution of stride 1 is Winograd's F(2x2, 3x3) (Lavin and Gray 2015,
-arXiv:1509.09308), which multiplies 4 times where the definition does 9 times.
+By XLA's convolutions a ResNet's step on a CPU takes nearly twice as long as PyTorch's. There, in float32,
+those with a 3x3 kernel of stride 1, which are most of a ResNet's, are Winograd's F(2x2, 3x3) (Lavin and Gray 2015,
+arXiv:1509.09308): 4 multiplications where the definition has 9, as products of matrices, of a few images at a
+time so that what stands between stays in the cache. Results are those of the definition to 1e-5 of their
+standard deviation. What was measured, and what else was tried: docs/performance.md.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-# Of Winograd's F(2, 3) (Lavin and Gray, equation 7): four inputs and three weights to two outputs.
+# Lavin and Gray, equation 7: four inputs and three weights to two outputs.
 _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-# Of a map at a time; a kernel's gradient at least as much as the kernel, to which each part adds.
-_WINOGRAD_BYTES = 1 << 21
-_GRADIENT_BYTES = 1 << 18
 _LEAST_CHANNELS = 64  # with fewer XLA's convolution is as fast
+_WINOGRAD_BYTES = (
+    1 << 21
+)  # of a map at a time; of a quarter to twice as much it takes up to 1.5 times as long
+_STEM_BYTES = 1 << 18
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves maps with a square kernel of odd side; its half is padded on every side with zeros.
+    """Convolves maps with a square kernel of odd side, half of which is padded on every side with zeros.
 
     Args:
       x: float [N, H, W, channels in].
@@ -39,7 +40,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_cpu_forward, stride=stride),
+        cpu=functools.partial(_cpu, stride=stride),
         default=functools.partial(_plain, stride=stride),
     )
 
@@ -57,7 +58,15 @@ def _backward(
     def cpu(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         if x.dtype != jnp.float32:
             return plain(x, kernel, cotangent)
-        return _input_gradient(x, kernel, cotangent, stride), _kernel_gradient(x, kernel, cotangent, stride)
+        of_input, of_kernel = plain(x, kernel, cotangent)  # what is not used is not computed
+        if len(kernel) == 1:
+            of_kernel = _product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
+        elif _suits_winograd(x, kernel, stride):
+            of_input = _winograd(cotangent, kernel[::-1, ::-1], backwards=True)
+            of_kernel = _winograd_kernel_gradient(x, cotangent)
+        elif _is_large_stem(x, kernel, stride):
+            of_kernel = _stem_kernel_gradient(x, kernel, cotangent)
+        return of_input, of_kernel
 
     return jax.lax.platform_dependent(*given, cotangent, cpu=cpu, default=plain)
 
@@ -66,141 +75,91 @@ convolve.defvjp(_forward, _backward)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    half = kernel.shape[0] // 2
+    half = len(kernel) // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(half, half)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _cpu_forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    if x.dtype != jnp.float32:
-        return _plain(x, kernel, stride)
-    if len(kernel) == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if stride == 1 and _suits_winograd(kernel):
+def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    if x.dtype == jnp.float32 and _suits_winograd(x, kernel, stride):
         return _winograd(x, kernel)
     return _plain(x, kernel, stride)
 
 
-def _suits_winograd(kernel: jax.Array) -> bool:
-    return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= _LEAST_CHANNELS
+# ------------------------------------------------------------------------------------ Winograd
 
 
-def _input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int) -> jax.Array:
-    if len(kernel) == 1:
-        found = cotangent @ kernel[0, 0].T
-        ends = [
-            size - stride * (count - 1) - 1
-            for size, count in zip(x.shape[1:3], found.shape[1:3], strict=True)
-        ]
-        gaps = [(0, end, stride - 1) for end in ends]
-        return jax.lax.pad(found, jnp.zeros((), x.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
-    if stride == 1 and _suits_winograd(kernel):
-        return _winograd(cotangent, kernel[::-1, ::-1], backwards=True)
-    return jax.linear_transpose(lambda x: _plain(x, kernel, stride), x)(cotangent)[0]
-
-
-def _kernel_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int) -> jax.Array:
-    side, _, channels, out = kernel.shape
-    if side == 1:
-        return _product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
-    if channels < _LEAST_CHANNELS and side == 3:
-        return jax.linear_transpose(lambda kernel: _plain(x, kernel, stride), kernel)(cotangent)[0]
-    if stride == 2 and side > 3 and not (x.shape[1] % 2 or x.shape[2] % 2):
-        # A pixel's twelve numbers lie together where a kernel's three did: patches are made of longer rows.
-        blocks = _blocks_of_two(x)
-        widened = jax.ShapeDtypeStruct(((side + 1) // 2, (side + 1) // 2, 4 * channels, out), x.dtype)
-        before = (side // 2 + 1) // 2
-        found = _of_patches(blocks, widened, cotangent, 1, before).reshape(
-            *widened.shape[:2], 2, 2, channels, out
-        )
-        return found.transpose(0, 2, 1, 3, 4, 5).reshape(side + 1, side + 1, channels, out)[1:, 1:]
-    if stride == 1:
-        return _two_sided(x, kernel, cotangent)
-    return _of_patches(x, kernel, cotangent, stride, side // 2)
-
-
-def _blocks_of_two(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] to [N, H / 2, W / 2, 4 C]."""
-    n, height, width, channels = x.shape
-    blocks = x.reshape(n, height // 2, 2, width // 2, 2, channels)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // 2, width // 2, 4 * channels)
-
-
-def _two_sided(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """The kernel's gradient at stride 1, as one product of shifted maps with shifted cotangents.
-
-    Columns are shifted in the one, rows in the other: that copies both 3 times, and not the maps 9 times.
-    """
-    side, _, channels, out = kernel.shape
+def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     height, width = x.shape[1:3]
-    half = side // 2
-
-    def add(total: jax.Array, k: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
-        columns = jnp.concatenate([x[:, :, j : j + width] for j in range(side)], -1)
-        cotangent = jnp.pad(cotangent, ((0, 0), (half, half), (0, 0), (0, 0)))
-        rows = jnp.concatenate([cotangent[:, i : i + height] for i in reversed(range(side))], -1)
-        return total + _product_of_rows(columns, rows)
-
-    total = jnp.zeros((side * channels, side * out), kernel.dtype)
-    found = _in_parts(add, total, (x, cotangent), max(_GRADIENT_BYTES, _bytes(kernel)))
-    return found.reshape(side, channels, side, out).transpose(2, 0, 1, 3)
-
-
-def _of_patches(
-    x: jax.Array, kernel: jax.Array | jax.ShapeDtypeStruct, cotangent: jax.Array, stride: int, before: int
-) -> jax.Array:
-    """The kernel's gradient as a product of patches with cotangents; `before` is the padding at the start."""
-    side = kernel.shape[0]
-    height, width = cotangent.shape[1:3]
-
-    def add(total: jax.Array, k: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (before, side), (before, side), (0, 0)))
-        shifted = [
-            x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-            for i in range(side)
-            for j in range(side)
-        ]
-        return total + _product_of_rows(jnp.concatenate(shifted, -1), cotangent)
-
-    total = jnp.zeros((math.prod(kernel.shape[:3]), kernel.shape[3]), kernel.dtype)
-    found = _in_parts(add, total, (x, cotangent), max(_GRADIENT_BYTES, _bytes(kernel)))
-    return found.reshape(kernel.shape)
+    padded = (
+        4 * -(-height // 2) * -(-width // 2)
+    )  # to even sides, which for 3x3 pixels is nearly twice as many
+    wide = min(kernel.shape[2:]) >= _LEAST_CHANNELS
+    return len(kernel) == 3 and stride == 1 and wide and padded < 1.4 * height * width
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, *, backwards: bool = False) -> jax.Array:
     """Convolves with a 3x3 kernel, with `backwards` from its channels out to its channels in."""
     height, width = x.shape[1:3]
-    channels, out = kernel.shape[:1:-1] if backwards else kernel.shape[2:]
-    contract = (((1,), (1 if backwards else 0,)), ((), ()))
-    weights = [weight for row in _combine(_KERNEL, list(kernel)) for weight in _combine(_KERNEL, list(row))]
     tall, wide = -(-height // 2), -(-width // 2)
-
-    def compute(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
-        tiles = [
-            tile.reshape(-1, channels)
-            for row in _combine(_INPUT, [x[:, i : i + 2 * tall : 2] for i in range(4)])
-            for tile in _combine(_INPUT, [row[:, :, j : j + 2 * wide : 2] for j in range(4)])
-        ]
-        products = [jax.lax.dot_general(*pair, contract) for pair in zip(tiles, weights, strict=True)]
-        by_row = [_combine(_OUTPUT, products[4 * i : 4 * i + 4]) for i in range(4)]  # [4][2]
-        columns = [_combine(_OUTPUT, [row[j] for row in by_row]) for j in range(2)]  # [2 columns][2 rows]
-        parts = [[columns[j][i].reshape(-1, tall, wide, out) for j in range(2)] for i in range(2)]
-        found = jnp.stack([jnp.stack(row, 3) for row in parts], 2)
-        return found.reshape(-1, 2 * tall, 2 * wide, out)[:, :height, :width]
+    out = kernel.shape[2 if backwards else 3]
+    contract = (((1,), (1 if backwards else 0,)), ((), ()))
+    weights = _combine_twice(_KERNEL, [list(row) for row in kernel])
 
     def put(found: jax.Array, k: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(found, compute(x), k, 1)
+        products = [
+            jax.lax.dot_general(tile, weight, contract)
+            for tile, weight in zip(_tiles(x), weights, strict=True)
+        ]
+        quarters = _combine_twice(_OUTPUT, [products[i : i + 4] for i in range(0, 16, 4)])
+        pixels = [quarter.reshape(-1, tall, wide, out) for quarter in quarters]
+        part = jnp.stack([jnp.stack(pixels[:2], 3), jnp.stack(pixels[2:], 3)], 2)
+        part = part.reshape(-1, 2 * tall, 2 * wide, out)[:, :height, :width]
+        return jax.lax.dynamic_update_index_in_dim(found, part, k, 1)
 
     count = _parts(x, _WINOGRAD_BYTES)
     found = jnp.zeros((len(x) // count, count, height, width, out), x.dtype)
-    return _in_parts(put, found, (x,), _WINOGRAD_BYTES).reshape(-1, height, width, out)
+    return _over_parts(put, found, (x,), count).reshape(-1, height, width, out)
+
+
+def _winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The transpose of `_winograd` in its kernel: [3, 3, channels in, channels out]."""
+    channels, out = x.shape[3], cotangent.shape[3]
+
+    def add(total: jax.Array, k: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        even = _to_even(cotangent)
+        spread = _combine_twice(
+            _transposed(_OUTPUT), [[even[:, i::2, j::2] for j in range(2)] for i in range(2)]
+        )
+        products = [_product_of_rows(tile, rows) for tile, rows in zip(_tiles(x), spread, strict=True)]
+        return total + jnp.stack(products)
+
+    count = _parts(x, _WINOGRAD_BYTES)
+    total = _over_parts(add, jnp.zeros((16, channels, out), x.dtype), (x, cotangent), count)
+    found = _combine_twice(_transposed(_KERNEL), [list(total[i : i + 4]) for i in range(0, 16, 4)])
+    return jnp.stack(found).reshape(3, 3, channels, out)
+
+
+def _tiles(x: jax.Array) -> list[jax.Array]:
+    """The 4x4 pixels around each 2x2, transformed: 16 arrays [N ceil(H / 2) ceil(W / 2), C]."""
+    x = jnp.pad(_to_even(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width, channels = x.shape[1:]
+    shifted = [[x[:, i : height - 2 + i : 2, j : width - 2 + j : 2] for j in range(4)] for i in range(4)]
+    return [tile.reshape(-1, channels) for tile in _combine_twice(_INPUT, shifted)]
+
+
+def _to_even(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+
+
+def _combine_twice(matrix: Sequence[Sequence[float]], grid: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
+    """`matrix` @ grid @ `matrix`ᵀ of a grid of arrays, row by row."""
+    columns = [_combine(matrix, column) for column in zip(*grid, strict=True)]
+    return [array for row in zip(*columns, strict=True) for array in _combine(matrix, row)]
 
 
 def _combine(matrix: Sequence[Sequence[float]], arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The product of a small matrix with arrays, written out, zeros left out."""
     found = []
     for weights in matrix:
         terms = [array if w == 1 else w * array for w, array in zip(weights, arrays, strict=True) if w]
@@ -208,30 +167,64 @@ def _combine(matrix: Sequence[Sequence[float]], arrays: Sequence[jax.Array]) -> 
     return found
 
 
+def _transposed(matrix: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+    return tuple(zip(*matrix, strict=True))
+
+
+# ---------------------------------------------------------------------------------------- stem
+
+
+def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    return len(kernel) == 7 and stride == 2 and even and kernel.shape[3] >= _LEAST_CHANNELS
+
+
+def _stem_kernel_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """Of 7x7 with stride 2: with one row and column more in front, 4x4 on blocks of two by two pixels.
+
+    One product of maps shifted by columns with cotangents shifted by rows copies both 4 times, where patches
+    of maps would be 16 copies.
+    """
+    n, height, width, channels = x.shape
+    out = kernel.shape[3]
+    blocks = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    blocks = blocks.reshape(n, height // 2, width // 2, 4 * channels)
+
+    def add(total: jax.Array, k: jax.Array, blocks: jax.Array, cotangent: jax.Array) -> jax.Array:
+        tall, wide = blocks.shape[1:3]
+        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (2, 1), (0, 0)))
+        columns = jnp.concatenate([blocks[:, :, j : j + wide] for j in range(4)], -1)
+        cotangent = jnp.pad(cotangent, ((0, 0), (1, 2), (0, 0), (0, 0)))
+        rows = jnp.concatenate([cotangent[:, i : i + tall] for i in reversed(range(4))], -1)
+        return total + _product_of_rows(columns, rows)
+
+    total = jnp.zeros((16 * channels, 4 * out), x.dtype)
+    total = _over_parts(add, total, (blocks, cotangent), _parts(blocks, _STEM_BYTES))
+    by_pixel = total.reshape(4, 2, 2, channels, 4, out).transpose(4, 1, 0, 2, 3, 5)
+    return by_pixel.reshape(8, 8, channels, out)[1:, 1:]
+
+
+# --------------------------------------------------------------------------------------- parts
+
+
 def _product_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     """Maps [..., C] and [..., D] to their [C, D]."""
-    contract = (((0,), (0,)), ((), ()))
-    return jax.lax.dot_general(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), contract)
-
-
-def _bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
-    return array.size * array.dtype.itemsize
+    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
 def _parts(x: jax.Array, part_bytes: int) -> int:
-    """The number of parts to compute maps in: of as many images each, and of about `part_bytes`."""
-    wanted = min(_bytes(x) / part_bytes, len(x))
+    """The number of parts to compute maps in: of as many images each, and of at most about `part_bytes`."""
+    wanted = min(x.size * x.dtype.itemsize / part_bytes, len(x))
     return next(count for count in range(1, len(x) + 1) if len(x) % count == 0 and count >= wanted)
 
 
-def _in_parts(
-    compute: Callable[..., jax.Array], start: jax.Array, arrays: tuple[jax.Array, ...], part_bytes: int
+def _over_parts(
+    compute: Callable[..., jax.Array], start: jax.Array, arrays: tuple[jax.Array, ...], count: int
 ) -> jax.Array:
-    """Folds `compute`, (carry, k, *part k of each array) to carry, over parts of some images each.
+    """Folds `compute`, (carry, k, *part k of each array) to carry, over `count` parts of the images.
 
-    Part k is every n-th image from the k-th on, so that of a batch split over devices each has its share.
+    Part k is every `count`-th image from the k-th on: of a batch split over devices each has its share.
     """
-    count = _parts(arrays[0], part_bytes)
     split = [array.reshape(-1, count, *array.shape[1:]) for array in arrays]
 
     def step(k: jax.Array | int, carry: jax.Array) -> jax.Array:

@@ -13,6 +13,10 @@ from simclr_jax import gradients
 from simclr_jax.data.batches import Batch
 from simclr_jax.gradients import Forward, Loss, MakeTargets, Metrics
 
+# By default XLA's CPU backend puts the gradients of all kernels last and keeps every map for them. In this
+# order a ResNet-18 step of 64 CIFAR-10 images takes 2.37 s instead of 2.53, and `remat` has an effect.
+_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
 
 class TrainState(struct.PyTreeNode):
     """All that changes from step to step, as plain arrays. Randomness is folded from `step` instead."""
@@ -183,4 +187,10 @@ def make_run_steps(
         history = jax.tree.map(lambda one: jnp.zeros((len(indices),), one.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, history))
 
-    return jax.jit(run_steps, donate_argnames="state", out_shardings=sharding)
+    on_cpu = next(iter(sharding.device_set)).platform == "cpu"
+    return jax.jit(
+        run_steps,
+        donate_argnames="state",
+        out_shardings=sharding,
+        compiler_options=_CPU_OPTIONS if on_cpu else None,
+    )

@@ -141,7 +141,7 @@ def test_pretraining_begins_there_once(pretrained, file):
     for options in ({"run": str(pretrained[0])}, {"weights": str(file)}):
         settings = tiny(**options)
         for fresh, encoder in ((True, CAME), (False, DRAWN)):
-            model = train._open(settings, fresh).model
+            model = train.open_stage(settings, fresh).model
             assert came_and_drawn(model, pretrained[1], settings)["encoder"] == encoder
 
 

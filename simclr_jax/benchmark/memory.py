@@ -32,7 +32,6 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from simclr_jax import config as configs
 from simclr_jax import losses, recipe, training
 from simclr_jax import mesh as meshes
 from simclr_jax.benchmark import jax_train, peak, recipes, timing

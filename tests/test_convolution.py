@@ -1,0 +1,99 @@
+"""The forms of a convolution that CPUs get, against its definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import convolution
+from simclr_jax.convolution import convolve
+
+
+def definition(x, kernel, stride):
+    """By sums of float64 products of shifted maps, whose gradients are those of sums and products."""
+    side, height, width = len(kernel), *x.shape[1:3]
+    half = side // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    return sum(
+        jnp.einsum("nhwc,cd->nhwd", padded[:, i : i + height : stride, j : j + width : stride], kernel[i, j])
+        for i in range(side)
+        for j in range(side)
+    )
+
+
+# Sides even and odd, parts of images and a number of images that has no divisors.
+CASES = {
+    "winograd": (8, (8, 6), 64, 72, 3, 1),
+    "winograd in parts": (12, (32, 32), 64, 64, 3, 1),
+    "winograd, odd sides": (3, (7, 9), 64, 64, 3, 1),
+    "winograd, thirteen images": (13, (40, 38), 64, 64, 3, 1),
+    "too small": (4, (3, 3), 64, 64, 3, 1),
+    "few channels": (4, (6, 6), 8, 64, 3, 1),
+    "stride": (4, (8, 8), 64, 64, 3, 2),
+    "shortcut": (4, (8, 7), 64, 96, 1, 2),
+    "pixelwise": (4, (5, 6), 16, 8, 1, 1),
+    "stem": (6, (96, 64), 3, 64, 7, 2),
+    "odd stem": (2, (33, 32), 3, 64, 7, 2),
+}
+
+
+@functools.cache
+def values(case):
+    n, sides, channels, out, side, stride = CASES[case]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, *sides, channels)).astype(np.float32)
+    kernel = rng.normal(size=(side, side, channels, out)).astype(np.float32) / side / channels**0.5
+    shape = jax.eval_shape(lambda: convolve(jnp.asarray(x), jnp.asarray(kernel), stride)).shape
+    return x, kernel, rng.normal(size=shape).astype(np.float32), stride
+
+
+def output_and_gradients(function, x, kernel, cotangent, stride):
+    output, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
+    return output, *pull_back(cotangent)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_the_definition(case):
+    x, kernel, cotangent, stride = values(case)
+    found = jax.jit(output_and_gradients, static_argnums=(0, 4))(convolve, x, kernel, cotangent, stride)
+    with jax.enable_x64(True):
+        given = [np.float64(array) for array in (x, kernel, cotangent)]
+        expected = [np.asarray(array) for array in output_and_gradients(definition, *given, stride)]
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.dtype == jnp.float32 and got.shape == wanted.shape
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.std(wanted))
+
+
+@pytest.mark.parametrize(
+    ("case", "loops"),
+    [("winograd", 0), ("winograd in parts", 3), ("winograd, thirteen images", 3), ("stem", 1)],
+)
+def test_large_maps_are_computed_in_parts_and_small_ones_at_once(case, loops):
+    x, kernel, cotangent, stride = values(case)
+    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
+    program = compute.lower(convolve, x, kernel, cotangent, stride).as_text()
+    assert program.count("stablehlo.while") == loops
+
+
+def test_other_types_and_platforms_get_the_convolution():
+    x, kernel, cotangent, _ = values("winograd")
+    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
+
+    def convolutions(dtype, **platform):
+        given = [array.astype(dtype) for array in (x, kernel, cotangent)]
+        return compute.trace(convolve, *given, 1).lower(**platform).as_text().count("stablehlo.convolution")
+
+    assert convolutions(np.float32) == 0
+    assert convolutions(jnp.bfloat16) == 3
+    assert convolutions(np.float32, lowering_platforms=("cuda",)) == 3
+    assert convolutions(np.float32, lowering_platforms=("tpu",)) == 3
+
+
+def test_the_transforms_are_those_of_a_convolution():
+    signal, weights = np.arange(1.0, 5) ** 2, np.array([0.3, -2.0, 5.0])
+    transformed = np.array(convolution._INPUT) @ signal * (np.array(convolution._KERNEL) @ weights)
+    np.testing.assert_allclose(
+        np.array(convolution._OUTPUT) @ transformed, np.correlate(signal, weights, "valid"), rtol=1e-12
+    )
