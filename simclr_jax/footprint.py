@@ -154,8 +154,10 @@ def _keep_maps(jaxpr: Any, kept: dict[Any, Any], outside: dict[Any, Any], place:
             again = max([again, *(_bytes(_maps(jaxpr)[0]) for jaxpr in inner)])
         elif inner:
             for program in inner:
-                mine = [*program.invars, *program.outvars]
-                pairs = zip(mine, [*equation.invars, *equation.outvars], strict=False)
+                given = equation.invars[
+                    -len(program.invars) :
+                ]  # a branch is not given the choice before them
+                pairs = zip([*program.invars, *program.outvars], [*given, *equation.outvars], strict=False)
                 names = {v: outside.get(w, (place, w)) for v, w in pairs if _is_map(v) and v.aval == w.aval}
                 again = max(again, _keep_maps(program, kept, names, (*place, number)))
         elif equation.primitive in (conv_general_dilated_p, dot_general_p):
@@ -165,6 +167,8 @@ def _keep_maps(jaxpr: Any, kept: dict[Any, Any], outside: dict[Any, Any], place:
 
 def _inner(equation: Any) -> Iterator[Any]:
     for value in equation.params.values():
+        # Of the forms that platforms have (`convolution`) the last is that of accelerators.
+        value = value[-1] if isinstance(value, tuple) and value else value
         jaxpr = getattr(value, "jaxpr", value)
         if hasattr(jaxpr, "eqns"):
             yield jaxpr

@@ -59,11 +59,13 @@ def test_output_and_gradients_are_those_of_the_definition(case):
     x, kernel, cotangent, stride = values(case)
     found = jax.jit(output_and_gradients, static_argnums=(0, 4))(convolve, x, kernel, cotangent, stride)
     with jax.enable_x64(True):
-        given = [np.float64(array) for array in (x, kernel, cotangent)]
-        expected = [np.asarray(array) for array in output_and_gradients(definition, *given, stride)]
+        values64 = output_and_gradients(
+            definition, np.float64(x), np.float64(kernel), np.float64(cotangent), stride
+        )
+        expected = [np.asarray(array) for array in values64]
     for got, wanted in zip(found, expected, strict=True):
         assert got.dtype == jnp.float32 and got.shape == wanted.shape
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.std(wanted))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * float(np.std(wanted)))
 
 
 @pytest.mark.parametrize(
