@@ -1,9 +1,9 @@
 """Convolutions of maps, and on CPUs forms of them and of their gradients that are fast there.
 
 By XLA's convolutions a ResNet's step on a CPU takes nearly twice as long as PyTorch's. There, in float32,
-those with a 3x3 kernel of stride 1, which are most of a ResNet's, are Winograd's F(2x2, 3x3) (Lavin and Gray
-2015, arXiv:1509.09308): 4 multiplications where the definition has 9, as products of matrices, of a few images
-at a time so that what stands between stays in the cache. Results are those of the definition to 1e-5 of their
+those with a 3x3 kernel of stride 1, most of a ResNet's, are Winograd's F(2x2, 3x3) (Lavin and Gray 2015,
+arXiv:1509.09308): 4 multiplications where the definition has 9, as products of matrices, of a few images at a
+time so that what stands between stays in the cache. Results are those of the definition to 1e-5 of their
 standard deviation. What was measured, and what else was tried: docs/performance.md.
 """
 

@@ -128,7 +128,8 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
         norms = [optax.tree.norm(tree) for tree in (gradient, params, updates)]
         return optax.apply_updates(params, updates), opt_state, norms
 
-    fetch, views, gradient, update = map(jax.jit, (steps.batches.fetch, views, gradient, update))
+    compiled = partial(jax.jit, compiler_options=training.compiler_options(mesh.devices.flat[0]))
+    fetch, views, gradient, update = map(compiled, (steps.batches.fetch, views, gradient, update))
 
     def next_batch() -> Any:
         arrays, indices = steps.batches.call(steps.done, 1)
