@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 import jax
@@ -53,12 +52,7 @@ class Trace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
         if self._calls <= _WARM_UP_CALLS:
             say(f"no trace: it begins with call {_WARM_UP_CALLS + 1} of the step; there were {self._calls}")
