@@ -2,9 +2,10 @@
 
 By XLA's convolutions a ResNet's step on a CPU takes nearly twice as long as PyTorch's. There, in float32,
 those with a 3x3 kernel of stride 1, most of a ResNet's, are Winograd's F(2x2, 3x3) (Lavin and Gray 2015,
-arXiv:1509.09308): 4 multiplications where the definition has 9, as products of matrices, of a few images at a
-time so that what stands between stays in the cache. Results are those of the definition to 1e-5 of their
-standard deviation. What was measured, and what else was tried: docs/performance.md.
+arXiv:1509.09308): 4 multiplications where the definition has 9, as products of matrices. Those of stride 2
+are products of patches, which copy a map 2.25 times only. Both take a few images at a time, so that what
+stands between stays in the cache. Results are those of the definition to 1e-5 of their standard deviation.
+What was measured, and what else was tried: docs/performance.md.
 """
 
 import functools
@@ -19,10 +20,9 @@ _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
 _LEAST_CHANNELS = 64  # with fewer XLA's convolution is as fast
-_WINOGRAD_BYTES = (
-    1 << 21
-)  # of a map at a time; of a quarter to twice as much it takes up to 1.5 times as long
-_STEM_BYTES = 1 << 18
+# Computed at a time; with a quarter or twice as much it takes up to 1.5 times as long.
+_WINOGRAD_BYTES = 1 << 21  # of a map
+_PATCHES_BYTES = 1 << 22
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -64,8 +64,11 @@ def _backward(
         elif _suits_winograd(x, kernel, stride):
             of_input = _winograd(cotangent, kernel[::-1, ::-1], backwards=True)
             of_kernel = _winograd_kernel_gradient(x, cotangent)
+        elif _suits_patches(kernel, stride):
+            of_input = _strided_input_gradient(x, kernel, cotangent)
+            of_kernel = _strided_kernel_gradient(x, cotangent)
         elif _is_large_stem(x, kernel, stride):
-            of_kernel = _stem_kernel_gradient(x, kernel, cotangent)
+            of_kernel = _stem_kernel_gradient(x, cotangent)
         return of_input, of_kernel
 
     return jax.lax.platform_dependent(*given, cotangent, cpu=cpu, default=plain)
@@ -84,6 +87,8 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if x.dtype == jnp.float32 and _suits_winograd(x, kernel, stride):
         return _winograd(x, kernel)
+    if x.dtype == jnp.float32 and _suits_patches(kernel, stride):
+        return _strided(x, kernel)
     return _plain(x, kernel, stride)
 
 
@@ -95,8 +100,11 @@ def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     padded = (
         4 * -(-height // 2) * -(-width // 2)
     )  # to even sides, which for 3x3 pixels is nearly twice as many
-    wide = min(kernel.shape[2:]) >= _LEAST_CHANNELS
-    return len(kernel) == 3 and stride == 1 and wide and padded < 1.4 * height * width
+    return len(kernel) == 3 and stride == 1 and _is_wide(kernel) and padded < 1.4 * height * width
+
+
+def _is_wide(kernel: jax.Array) -> bool:
+    return min(kernel.shape[2:]) >= _LEAST_CHANNELS
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, *, backwards: bool = False) -> jax.Array:
@@ -118,7 +126,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, *, backwards: bool = False) -> ja
         part = part.reshape(-1, 2 * tall, 2 * wide, out)[:, :height, :width]
         return jax.lax.dynamic_update_index_in_dim(found, part, k, 1)
 
-    count = _parts(x, _WINOGRAD_BYTES)
+    count = _parts(len(x), x.size, _WINOGRAD_BYTES)
     found = jnp.zeros((len(x) // count, count, height, width, out), x.dtype)
     return _over_parts(put, found, (x,), count).reshape(-1, height, width, out)
 
@@ -135,7 +143,7 @@ def _winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
         products = [_product_of_rows(tile, rows) for tile, rows in zip(_tiles(x), spread, strict=True)]
         return total + jnp.stack(products)
 
-    count = _parts(x, _WINOGRAD_BYTES)
+    count = _parts(len(x), x.size, _WINOGRAD_BYTES)
     total = _over_parts(add, jnp.zeros((16, channels, out), x.dtype), (x, cotangent), count)
     found = _combine_twice(_transposed(_KERNEL), [list(total[i : i + 4]) for i in range(0, 16, 4)])
     return jnp.stack(found).reshape(3, 3, channels, out)
@@ -171,7 +179,56 @@ def _transposed(matrix: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
     return tuple(zip(*matrix, strict=True))
 
 
-# ---------------------------------------------------------------------------------------- stem
+# ------------------------------------------------------------------------------------- patches
+
+
+def _suits_patches(kernel: jax.Array, stride: int) -> bool:
+    return len(kernel) == 3 and stride == 2 and _is_wide(kernel)
+
+
+def _strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves with a 3x3 kernel and stride 2."""
+    height, width = (-(-side // 2) for side in x.shape[1:3])
+    out = kernel.shape[3]
+    weights = kernel.reshape(-1, out)
+
+    def put(found: jax.Array, k: jax.Array, x: jax.Array) -> jax.Array:
+        part = _patches(x, 3, 2, (1, 1)) @ weights
+        return jax.lax.dynamic_update_index_in_dim(found, part.reshape(-1, height, width, out), k, 1)
+
+    count = _parts(len(x), 9 * len(x) * height * width * x.shape[3], _PATCHES_BYTES)
+    found = jnp.zeros((len(x) // count, count, height, width, out), x.dtype)
+    return _over_parts(put, found, (x,), count).reshape(-1, height, width, out)
+
+
+def _strided_input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    n, height, width, channels = x.shape
+    tall, wide, out = cotangent.shape[1:]
+    weights = kernel.reshape(-1, out)
+
+    def put(found: jax.Array, k: jax.Array, cotangent: jax.Array) -> jax.Array:
+        # What each pixel gives to the 3x3 around it: even rows get it from one row, odd ones from two.
+        given = jax.lax.dot_general(cotangent.reshape(-1, out), weights, (((1,), (1,)), ((), ())))
+        given = given.reshape(-1, tall, wide, 3, 3, channels)
+        rows = (given[..., 1, :, :], given[..., 2, :, :] + _next(given[..., 0, :, :], 1))
+        pixels = [jnp.stack([row[..., 1, :], row[..., 2, :] + _next(row[..., 0, :], 2)], 3) for row in rows]
+        part = jnp.stack(pixels, 2).reshape(-1, 2 * tall, 2 * wide, channels)[:, :height, :width]
+        return jax.lax.dynamic_update_index_in_dim(found, part, k, 1)
+
+    count = _parts(n, 9 * n * tall * wide * channels, _PATCHES_BYTES)
+    found = jnp.zeros((n // count, count, height, width, channels), x.dtype)
+    return _over_parts(put, found, (cotangent,), count).reshape(x.shape)
+
+
+def _next(x: jax.Array, axis: int) -> jax.Array:
+    """`x` with entry i + 1 of `axis` for i, and zeros at the end."""
+    padding = [(0, int(i == axis)) for i in range(x.ndim)]
+    return jax.lax.slice_in_dim(jnp.pad(x, padding), 1, None, axis=axis)
+
+
+def _strided_kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    found = _patches_kernel_gradient(x, cotangent, side=3, stride=2, padding=(1, 1))
+    return found.reshape(3, 3, x.shape[3], -1)
 
 
 def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
@@ -179,29 +236,39 @@ def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     return len(kernel) == 7 and stride == 2 and even and kernel.shape[3] >= _LEAST_CHANNELS
 
 
-def _stem_kernel_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+def _stem_kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     """Of 7x7 with stride 2: with one row and column more in front, 4x4 on blocks of two by two pixels.
 
-    One product of maps shifted by columns with cotangents shifted by rows copies both 4 times, where patches
-    of maps would be 16 copies.
+    Patches of blocks are put together from 16 slices, of pixels from 49.
     """
     n, height, width, channels = x.shape
-    out = kernel.shape[3]
     blocks = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     blocks = blocks.reshape(n, height // 2, width // 2, 4 * channels)
+    found = _patches_kernel_gradient(blocks, cotangent, side=4, stride=1, padding=(2, 1))
+    by_pixel = found.reshape(4, 4, 2, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    return by_pixel.reshape(8, 8, channels, -1)[1:, 1:]
 
-    def add(total: jax.Array, k: jax.Array, blocks: jax.Array, cotangent: jax.Array) -> jax.Array:
-        tall, wide = blocks.shape[1:3]
-        blocks = jnp.pad(blocks, ((0, 0), (0, 0), (2, 1), (0, 0)))
-        columns = jnp.concatenate([blocks[:, :, j : j + wide] for j in range(4)], -1)
-        cotangent = jnp.pad(cotangent, ((0, 0), (1, 2), (0, 0), (0, 0)))
-        rows = jnp.concatenate([cotangent[:, i : i + tall] for i in reversed(range(4))], -1)
-        return total + _product_of_rows(columns, rows)
 
-    total = jnp.zeros((16 * channels, 4 * out), x.dtype)
-    total = _over_parts(add, total, (blocks, cotangent), _parts(blocks, _STEM_BYTES))
-    by_pixel = total.reshape(4, 2, 2, channels, 4, out).transpose(4, 1, 0, 2, 3, 5)
-    return by_pixel.reshape(8, 8, channels, out)[1:, 1:]
+def _patches_kernel_gradient(
+    x: jax.Array, cotangent: jax.Array, *, side: int, stride: int, padding: tuple[int, int]
+) -> jax.Array:
+    """Of a convolution with a kernel of this `side`: [side² channels in, channels out]."""
+
+    def add(total: jax.Array, k: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+        # The other way around the product takes up to 1.3 times as long.
+        return total + _product_of_rows(cotangent, _patches(x, side, stride, padding))
+
+    wide, out = side * side * x.shape[3], cotangent.shape[3]
+    count = _parts(len(x), wide * cotangent.size // out, _PATCHES_BYTES)
+    return _over_parts(add, jnp.zeros((out, wide), x.dtype), (x, cotangent), count).T
+
+
+def _patches(x: jax.Array, side: int, stride: int, padding: tuple[int, int]) -> jax.Array:
+    """The squares that a kernel meets: [N rows columns, side² C], with zeros in front and behind."""
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    height, width = (size - side + 1 for size in x.shape[1:3])
+    slices = [x[:, i : i + height : stride, j : j + width : stride] for i in range(side) for j in range(side)]
+    return jnp.concatenate([part.reshape(-1, x.shape[3]) for part in slices], -1)
 
 
 # --------------------------------------------------------------------------------------- parts
@@ -212,10 +279,10 @@ def _product_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
-def _parts(x: jax.Array, part_bytes: int) -> int:
-    """The number of parts to compute maps in: of as many images each, and of at most about `part_bytes`."""
-    wanted = min(x.size * x.dtype.itemsize / part_bytes, len(x))
-    return next(count for count in range(1, len(x) + 1) if len(x) % count == 0 and count >= wanted)
+def _parts(images: int, size: int, part_bytes: int) -> int:
+    """The number of parts to compute `size` float32 in: of as many images each, and of about `part_bytes`."""
+    wanted = min(4 * size / part_bytes, images)
+    return next(count for count in range(1, images + 1) if images % count == 0 and count >= wanted)
 
 
 def _over_parts(

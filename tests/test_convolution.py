@@ -31,7 +31,12 @@ CASES = {
     "winograd, thirteen images": (13, (40, 38), 64, 64, 3, 1),
     "too small": (4, (3, 3), 64, 64, 3, 1),
     "few channels": (4, (6, 6), 8, 64, 3, 1),
-    "stride": (4, (8, 8), 64, 64, 3, 2),
+    "stride": (4, (8, 8), 64, 72, 3, 2),
+    "stride in parts": (12, (32, 32), 64, 64, 3, 2),
+    "stride, odd sides": (3, (7, 9), 64, 64, 3, 2),
+    "stride, one odd side": (3, (8, 5), 64, 64, 3, 2),
+    "stride, one pixel": (4, (1, 1), 64, 64, 3, 2),
+    "stride, few channels": (4, (8, 8), 32, 64, 3, 2),
     "shortcut": (4, (8, 7), 64, 96, 1, 2),
     "pixelwise": (4, (5, 6), 16, 8, 1, 1),
     "stem": (6, (96, 64), 3, 64, 7, 2),
@@ -70,7 +75,14 @@ def test_output_and_gradients_are_those_of_the_definition(case):
 
 @pytest.mark.parametrize(
     ("case", "loops"),
-    [("winograd", 0), ("winograd in parts", 3), ("winograd, thirteen images", 3), ("stem", 1)],
+    [
+        ("winograd", 0),
+        ("winograd in parts", 3),
+        ("winograd, thirteen images", 3),
+        ("stride", 0),
+        ("stride in parts", 3),
+        ("stem", 1),
+    ],
 )
 def test_large_maps_are_computed_in_parts_and_small_ones_at_once(case, loops):
     x, kernel, cotangent, stride = values(case)

@@ -123,17 +123,25 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
             make_targets=lambda batch, views: (batch.label,) if labelled else (),
         )
 
-    def update(gradient: Any, opt_state: Any, params: Any) -> Any:
+    def update(gradient: Any, given: Any) -> Any:
+        opt_state, params = given
         updates, opt_state = start.optimizer.update(gradient, opt_state, params)
         norms = [optax.tree.norm(tree) for tree in (gradient, params, updates)]
-        return optax.apply_updates(params, updates), opt_state, norms
+        return (opt_state, optax.apply_updates(params, updates)), norms
 
     compiled = partial(jax.jit, compiler_options=training.compiler_options(mesh.devices.flat[0]))
-    fetch, views, gradient, update = map(compiled, (steps.batches.fetch, views, gradient, update))
+    fetch, views, gradient = map(compiled, (steps.batches.fetch, views, gradient))
+    update = compiled(update, donate_argnums=1)  # as the step is given its state
+    updated = jax.tree.map(jnp.copy, (state.opt_state, state.params))
 
     def next_batch() -> Any:
         arrays, indices = steps.batches.call(steps.done, 1)
         return fetch(arrays, indices[0])
+
+    def next_update() -> Any:
+        nonlocal updated
+        updated, norms = update(found, updated)
+        return updated, norms
 
     batch = next_batch()
     made = views(batch)
@@ -142,7 +150,7 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
         "input": next_batch,
         "views": partial(views, batch),
         "gradient": partial(gradient, state.params, state.batch_stats, batch, made),
-        "update": partial(update, found, state.opt_state, state.params),
+        "update": next_update,
     }
     for run in parts.values():
         jax.block_until_ready(run())
