@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import convolution
-from simclr_jax.convolution import convolve
+from simclr_jax.convolution import convolve, winograd
 
 
 def definition(x, kernel, stride):
@@ -107,7 +106,7 @@ def test_other_types_and_platforms_get_the_convolution():
 
 def test_the_transforms_are_those_of_a_convolution():
     signal, weights = np.arange(1.0, 5) ** 2, np.array([0.3, -2.0, 5.0])
-    transformed = np.array(convolution._INPUT) @ signal * (np.array(convolution._KERNEL) @ weights)
+    transformed = np.array(winograd.INPUT) @ signal * (np.array(winograd.KERNEL) @ weights)
     np.testing.assert_allclose(
-        np.array(convolution._OUTPUT) @ transformed, np.correlate(signal, weights, "valid"), rtol=1e-12
+        np.array(winograd.OUTPUT) @ transformed, np.correlate(signal, weights, "valid"), rtol=1e-12
     )

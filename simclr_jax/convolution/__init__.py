@@ -1,0 +1,114 @@
+"""Convolutions of maps, and on CPUs forms of them and of their gradients that are fast there.
+
+By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
+those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, and those of stride 2 by
+`patches`: both as products of matrices. Results are those of the definition to 1e-5 of their standard
+deviation. What was measured, and what else was tried: docs/performance.md.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.convolution import patches, winograd
+from simclr_jax.convolution.parts import product_of_rows
+
+_LEAST_CHANNELS = 64  # with fewer XLA's convolution is as fast
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolves maps with a square kernel of odd side, half of which is padded on every side with zeros.
+
+    Args:
+      x: float [N, H, W, channels in].
+      kernel: float [side, side, channels in, channels out], of the same type.
+      stride: in both directions.
+
+    Returns:
+      float [N, ceil(H / stride), ceil(W / stride), channels out].
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_cpu, stride=stride),
+        default=functools.partial(_plain, stride=stride),
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride), (x, kernel)
+
+
+def _backward(
+    stride: int, given: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.platform_dependent(
+        *given,
+        cotangent,
+        cpu=functools.partial(_cpu_gradients, stride=stride),
+        default=functools.partial(_plain_gradients, stride=stride),
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    half = len(kernel) // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(half, half)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _plain_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](cotangent)
+
+
+def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    if _suits_winograd(x, kernel, stride):
+        return winograd.convolve(x, kernel)
+    if _suits_patches(kernel, stride):
+        return patches.convolve(x, kernel)
+    return _plain(x, kernel, stride)
+
+
+def _cpu_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    of_input, of_kernel = _plain_gradients(x, kernel, cotangent, stride)  # what is not used is not computed
+    if _suits_winograd(x, kernel, stride):
+        of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
+        of_kernel = winograd.kernel_gradient(x, cotangent)
+    elif _suits_patches(kernel, stride):
+        of_input = patches.input_gradient(x, kernel, cotangent)
+        of_kernel = patches.kernel_gradient(x, cotangent)
+    elif _is_large_stem(x, kernel, stride):
+        of_kernel = patches.stem_kernel_gradient(x, cotangent)
+    elif len(kernel) == 1 and x.dtype == jnp.float32:
+        of_kernel = product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
+    return of_input, of_kernel
+
+
+def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    height, width = x.shape[1:3]
+    # To even sides, which for 3x3 pixels is nearly twice as many.
+    padded = 4 * -(-height // 2) * -(-width // 2)
+    return len(kernel) == 3 and stride == 1 and _is_wide(kernel) and padded < 1.4 * height * width
+
+
+def _suits_patches(kernel: jax.Array, stride: int) -> bool:
+    return len(kernel) == 3 and stride == 2 and _is_wide(kernel)
+
+
+def _is_wide(kernel: jax.Array) -> bool:
+    return min(kernel.shape[2:]) >= _LEAST_CHANNELS and kernel.dtype == jnp.float32
+
+
+def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    wide = kernel.shape[3] >= _LEAST_CHANNELS and kernel.dtype == jnp.float32
+    return len(kernel) == 7 and stride == 2 and even and wide
