@@ -27,20 +27,24 @@ def kill(arguments, workdir, output, moment, step, delay):
     Args:
       moment: "start", "step" once a checkpoint of `step` or later is begun or finished, or "save" once
         one is begun.
-      delay: seconds after it.
+      delay: seconds after it; of a start at most until it goes on, as what is left may take no longer.
     """
     resuming = newest(workdir) > 0
     with output.open("w") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 300
-    while moment != "start" and process.poll() is None and time.monotonic() < deadline:
-        # Before it goes on there may be what the last kill left.
-        if went_on(output) or not resuming:
-            begun = being_written(workdir)
-            if max([*begun, 0 if moment == "save" else newest(workdir)], default=0) >= step:
-                break
+
+    def due():
+        if moment == "start":
+            return bool(went_on(output))
+        if resuming and not went_on(output):
+            return False  # what is being written may be what the last kill left
+        return max([*being_written(workdir), 0 if moment == "save" else newest(workdir)], default=0) >= step
+
+    deadline = time.monotonic() + (delay if moment == "start" else 300)
+    while process.poll() is None and time.monotonic() < deadline and not due():
         time.sleep(0.005)
-    time.sleep(delay)
+    if moment != "start":
+        time.sleep(delay)
     process.kill()
     assert process.wait() == -signal.SIGKILL, output.read_text()
 
@@ -50,8 +54,7 @@ def test_killed_again_and_again_it_ends_with_the_bits_of_a_run_never_killed(requ
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a start is 10 to 30 % quicker
     if kills is None:
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    # The start of a run takes 5 s and more; of the quick one all that is left then takes 2 s.
-    base, starting = (QUICK, 5) if kills is None else (SHAPES, 10)
+    base = QUICK if kills is None else SHAPES
     kills, seed = kills or 4, np.random.SeedSequence().entropy
     rng = np.random.default_rng(seed)
     print(f"seed {seed}")
@@ -64,7 +67,7 @@ def test_killed_again_and_again_it_ends_with_the_bits_of_a_run_never_killed(requ
         before = newest(workdir)
         moment = ("save", "step", "save", "start")[number % 4]
         # The first comes as the save begins, so that there is one in a save whatever is drawn.
-        delay = rng.uniform(0, starting if moment == "start" else 0.3) if number else 0
+        delay = rng.uniform(0, 10 if moment == "start" else 0.3) if number else 0
         kill(arguments, workdir, output, moment, step, delay)
         assert went_on(output) == [before] * (before > 0) or (moment == "start" and not went_on(output))
         assert "damaged" not in output.read_text()
