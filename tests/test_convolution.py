@@ -12,7 +12,7 @@ from simclr_jax.convolution import convolve, winograd
 
 def definition(x, kernel, cotangent, stride):
     """Output and gradients, as sums of float64 products of shifted maps."""
-    x, kernel, cotangent = np.float64(x), np.float64(kernel), np.float64(cotangent)
+    x, kernel, cotangent = (np.asarray(a, np.float64) for a in (x, kernel, cotangent))
     side, height, width = len(kernel), *x.shape[1:3]
     half = side // 2
     padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
