@@ -32,7 +32,7 @@ CASES = {
     "winograd in parts": (12, (32, 32), 64, 64, 3, 1),
     "winograd, odd sides": (3, (7, 9), 64, 64, 3, 1),
     "winograd, thirteen images": (13, (40, 38), 64, 64, 3, 1),
-    "too small": (4, (3, 3), 64, 64, 3, 1),
+    "too small for winograd": (4, (3, 3), 64, 64, 3, 1),
     "few channels": (4, (6, 6), 8, 64, 3, 1),
     "stride": (4, (8, 8), 64, 72, 3, 2),
     "stride in parts": (12, (32, 32), 64, 64, 3, 2),
@@ -40,6 +40,11 @@ CASES = {
     "stride, one odd side": (3, (8, 5), 64, 64, 3, 2),
     "stride, one pixel": (4, (1, 1), 64, 64, 3, 2),
     "stride, few channels": (4, (8, 8), 32, 64, 3, 2),
+    "smaller than the kernel": (4, (2, 2), 64, 72, 3, 1),
+    "smaller, one pixel": (3, (1, 1), 8, 6, 3, 1),
+    "smaller, one axis": (3, (2, 5), 8, 6, 3, 1),
+    "smaller, stride": (3, (2, 5), 8, 6, 3, 2),
+    "smaller, stem": (3, (6, 5), 3, 8, 7, 2),
     "shortcut": (4, (8, 7), 64, 96, 1, 2),
     "pixelwise": (4, (5, 6), 16, 8, 1, 1),
     "stem": (6, (96, 64), 3, 64, 7, 2),
@@ -81,6 +86,7 @@ def test_output_and_gradients_are_those_of_the_definition(case):
         ("stride", 0),
         ("stride in parts", 3),
         ("stem", 1),
+        ("smaller than the kernel", 0),
     ],
 )
 def test_large_maps_are_computed_in_parts_and_small_ones_at_once(case, loops):

@@ -331,14 +331,6 @@ def test_bad_images_are_refused():
             model(jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (2, 5), (3, 3)])
-def test_a_convolution_of_a_map_smaller_than_its_kernel_is_the_same_convolution(shape, stride):
-    conv = resnet._conv(8, 6, 3, stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(1), (3, *shape, 8))
-    np.testing.assert_allclose(conv(x), nnx.Conv.__call__(conv, x), atol=1e-5)
-
-
 @pytest.mark.parametrize(("size", "same"), [(5, False), (6, False), (24, False), (5, True), (6, True)])
 def test_the_pool_and_its_gradient_equal_flax_where_nothing_ties(size, same):
     x = jax.random.normal(jax.random.key(1), (3, size, size, 4))

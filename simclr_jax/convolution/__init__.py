@@ -2,8 +2,9 @@
 
 By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
 those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, and those of stride 2 by
-`patches`: both as products of matrices. Results are those of the definition to 1e-5 of their standard
-deviation. What was measured, and what else was tried: docs/performance.md.
+`patches`, as are, in any type, those of maps smaller than their kernel: all as products of matrices. Results
+are those of the definition to 1e-5 of their standard deviation. What was measured, and what else was tried:
+docs/performance.md.
 """
 
 import functools
@@ -69,6 +70,8 @@ def _plain_gradients(
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    if _is_smaller(x, kernel):
+        return patches.convolve_small(x, kernel, stride)
     if _suits_winograd(x, kernel, stride):
         return winograd.convolve(x, kernel)
     if _suits_patches(kernel, stride):
@@ -79,6 +82,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
 ) -> tuple[jax.Array, jax.Array]:
+    if _is_smaller(x, kernel):
+        return jax.vjp(functools.partial(patches.convolve_small, stride=stride), x, kernel)[1](cotangent)
     of_input, of_kernel = _plain_gradients(x, kernel, cotangent, stride)  # what is not used is not computed
     if _suits_winograd(x, kernel, stride):
         of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
@@ -91,6 +96,10 @@ def _cpu_gradients(
     elif len(kernel) == 1 and x.dtype == jnp.float32:
         of_kernel = product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
     return of_input, of_kernel
+
+
+def _is_smaller(x: jax.Array, kernel: jax.Array) -> bool:
+    return min(x.shape[1:3]) < len(kernel)
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
