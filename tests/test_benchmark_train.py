@@ -4,8 +4,6 @@ import contextlib
 import json
 import math
 import os
-import pathlib
-import runpy
 import sys
 import time
 import warnings
@@ -15,8 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import config as configs
-from simclr_jax.benchmark import apart, jax_train, logistic, peak, peers, timing, train, workloads
+from simclr_jax.benchmark import apart, jax_train, logistic, peak, peers, recipes, timing, train, workloads
 from simclr_jax.benchmark.__main__ import main
 from simclr_jax.errors import UserError
 from simclr_jax.table import table_text
@@ -29,16 +26,18 @@ pytestmark = [
 
 TINY = workloads.Workload(
     "a small one",
+    "cifar10.py",
     {
-        "data.dataset": "cifar10",
+        "data.canvas_size": 16,
+        "views.size": 16,
         "run.data_dir": "/nowhere",
         "views.jitter": 0.0,
-        "views.blur": 0.0,
+        "model.stem": "imagenet",
         "model.depth": 10,
         "model.head_hidden": 8,
         "model.head_out": 8,
     },
-    *(16, 16, 24, 8, 4),
+    *(24, 8, 4),
 )
 
 
@@ -139,11 +138,22 @@ def test_the_file_has_the_figures_and_where_they_are_from(alone):
 def test_the_work_is_that_of_the_network(alone):
     """A ResNet-10 sees 8 views of 16 pixels; its gradient costs about twice its output."""
     work = alone[1]["workloads"]["tiny"]["least_work"]
-    stem, first = 8 * 8 * 64 * 7 * 7 * 3, 2 * 4 * 4 * 64 * 64 * 9
-    rest = sum(side**2 * c * c * (4.5 + 9 + 0.5) for side, c in ((2, 128), (1, 256), (1, 512)))
-    assert work["flops"] == pytest.approx(8 * 3 * 2 * (stem + first + rest), rel=0.05)
-    weights = 4_905_000 * 4
-    assert work["bytes"] > 2 * 3 * weights  # parameters, momentum, gradient
+
+    def taps(side, kernel, stride):
+        """Multiplications a pair of channels, without those by the zeros around the map."""
+        at = np.arange(0, side, stride)[:, None] + np.arange(kernel) - kernel // 2
+        return np.sum((at >= 0) & (at < side)) ** 2
+
+    stem, first = 3 * 64 * taps(16, 7, 2), 2 * 64 * 64 * taps(4, 3, 1)
+    rest = sum(
+        c * c * (taps(side, 3, 2) / 2 + taps(-(-side // 2), 3, 1) + taps(side, 1, 2) / 2)
+        for side, c in ((4, 128), (2, 256), (1, 512))
+    )
+    weights = 4_910_000
+    products = 8 * 2 * (3 * (stem + first + rest) - stem)  # views have no gradient
+    least = products + 5 * weights  # with SGD; what is done map by map is little
+    assert least < work["flops"] < 1.07 * least
+    assert work["bytes"] > 2 * 3 * 4 * weights  # parameters, momentum, gradient
 
 
 def test_pytorch_is_measured_without_ours(beside):
@@ -193,30 +203,18 @@ def test_a_turn_is_a_second_or_a_step_and_who_fails_is_left_out():
     assert "kornia was not run: torch.OutOfMemoryError" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("cifar10", "cifar10"),
-        ("stl10", "stl10"),
-        ("imagenette224", "imagenette"),
-        ("supervised", "stl10_supervised"),
-    ],
-)
-def test_workloads_are_the_recipes(name, file):
-    path = pathlib.Path(__file__).parents[1] / "configs" / f"{file}.py"
-    recipe = configs.flatten(runpy.run_path(str(path))["get_config"]())
-    found = configs.flatten(workloads.WORKLOADS[name].config(on_cpu=False))
-    differing = {key for key in found if found[key] != recipe[key]}
-    own = {"model.dtype", "views.dtype"} if name == "cifar10" else set()
-    assert {key for key in differing if not key.startswith(("evaluation.", "run."))} == own
-
-
 @pytest.mark.parametrize("name", workloads.WORKLOADS)
 def test_a_cpu_has_smaller_batches_in_float32(name):
     config = workloads.WORKLOADS[name].config(on_cpu=True)
     assert (config.model.dtype, config.views.dtype) == ("float32", "float32")
     assert config.train.batch_size < workloads.WORKLOADS[name].config(on_cpu=False).train.batch_size
     assert workloads.WORKLOADS[name].config(on_cpu=True, batch=10).train.batch_size == 10
+
+
+def test_without_the_recipes_it_says_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match="clone of the repository"):
+        TINY.config(on_cpu=True)
 
 
 def test_noise_is_gone_afterwards():

@@ -28,13 +28,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
 from simclr_jax import losses, recipe, training
 from simclr_jax import mesh as meshes
-from simclr_jax.benchmark import jax_train, peak, recipes, timing
+from simclr_jax.benchmark import jax_train, peak, recipes, timing, workloads
 from simclr_jax.config import Config
 from simclr_jax.data.pack import Pack
 from simclr_jax.errors import UserError
@@ -81,32 +80,19 @@ def loss_work(views: int, width: int, form: str) -> Work:
 
 def step_work(config: Config) -> Work:
     """The training step of a checked recipe for pretraining, as a run takes it."""
-    steps = jax_train.Steps(config, noise_images(config), _mesh(config))
+    steps = jax_train.Steps(config, _images(config), _mesh(config))
     return Work(steps.program, lambda: functools.partial(steps.run, 1))
 
 
 def views_work(config: Config) -> Work:
     """The views of a step's batch alone."""
     mesh = _mesh(config)
-    images = noise_images(config)
+    images = _images(config)
     split = meshes.split(mesh)
     keys = training.image_keys(jax.random.key(config.seed), 0, jnp.arange(len(images)))
     data = jax.device_put((keys, images.canvas, images.extent), split)
     program = jax.jit(recipe.build_views(config, mesh)).lower(*data).compile()
     return Work(program, lambda: lambda: jax.block_until_ready(program(*data)))
-
-
-def noise_images(config: Config) -> Pack:
-    """As many images as a batch has, each filling its canvas."""
-    count, side = config.train.batch_size, config.data.canvas_size
-    return Pack(
-        canvas=np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8),
-        extent=np.full((count, 2), side, np.int32),
-        label=np.full(count, -1, np.int32),
-        class_names=(),
-        name="noise",
-        unreadable=0,
-    )
 
 
 def variants(config: Config, counts: Sequence[int]) -> dict[str, Config]:
@@ -353,6 +339,10 @@ def _numbers(flag: str, texts: Sequence[str], least: int) -> list[int]:
     if not texts or not all(text.isdecimal() and int(text) >= least for text in texts):
         raise UserError(f"--{flag} must be none or numbers from {least} on; got {','.join(texts)!r}")
     return [int(text) for text in texts]
+
+
+def _images(config: Config) -> Pack:
+    return workloads.noise(config.train.batch_size, config.data.canvas_size)
 
 
 def _mesh(config: Config) -> Mesh:

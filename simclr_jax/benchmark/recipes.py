@@ -1,7 +1,8 @@
-"""The recipe that a benchmark measures: that of `--config`, or one of this checkout."""
+"""The recipes that benchmarks measure: that of `--config`, or those of this checkout."""
 
 import pathlib
 import re
+import runpy
 from collections.abc import Sequence
 
 from absl import flags
@@ -10,6 +11,7 @@ from ml_collections import config_flags
 from simclr_jax import command
 from simclr_jax import config as configs
 from simclr_jax.config import Config
+from simclr_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -36,3 +38,11 @@ def read(flag_values: flags.FlagValues) -> Config:
     settings = flag_values["config"].value
     configs.check(settings, stage="pretrain")
     return settings
+
+
+def of_checkout(name: str) -> Config:
+    """The recipe of this name, unchecked. Raises `UserError` where the package is without that folder."""
+    file = FOLDER / name
+    if not file.is_file():
+        raise UserError(f"there is no {file}; run this in a clone of the repository, which has the recipes")
+    return runpy.run_path(str(file))["get_config"]()
