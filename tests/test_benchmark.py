@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.benchmark import augment, peers, timing, tpu
+from simclr_jax.benchmark import apart, augment, peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 
 # As on a machine with neither PyTorch nor Kornia, wherever the tests run.
@@ -193,7 +193,7 @@ def test_the_table_of_the_tpu_has_ratios():
 
 
 def test_workers_need_no_jax():
-    code = "import sys, simclr_jax.benchmark.peers; sys.exit('jax' in sys.modules)"
+    code = "import sys, simclr_jax.benchmark.pil_workers; sys.exit('jax' in sys.modules)"
     assert run("-c", code).returncode == 0
 
 
@@ -229,8 +229,10 @@ def test_a_pil_image_becomes_a_view(torchvision, operation):
 
 
 def test_workers_take_images_that_do_not_divide_among_them(torchvision):
-    with peers.PilWorkers(2) as workers:
+    with pil_workers.PilWorkers(2) as workers:
         workers.load(images(1, 16))
         workers.run("hue", 3)
         workers.load(images(3, 24))
         workers.run("chain", 3)
+        with pytest.raises(apart.WorkerError, match="KeyError: 'shear'"):
+            workers.run("shear", 3)

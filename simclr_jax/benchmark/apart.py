@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -41,14 +42,28 @@ class Worker:
         Raises:
           WorkerError: if it, or the making of the object, fails, or the process is killed.
         """
-        try:
+        self.send(method, *arguments)
+        return self.answer()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """The first half of `ask`: the process begins, and nobody waits for it."""
+        with self._alive():
             self._connection.send((method, arguments))
+
+    def answer(self) -> Any:
+        """The second half of `ask`."""
+        with self._alive():
             failed, found = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerError("its process was killed, as for want of memory") from error
         if failed:
             raise WorkerError(found)
         return found
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            raise WorkerError("its process was killed, as for want of memory") from error
 
     def __enter__(self) -> Self:
         return self

@@ -31,7 +31,7 @@ from absl import flags
 from jax import Array
 
 from simclr_jax import augment
-from simclr_jax.benchmark import peers, timing, tpu
+from simclr_jax.benchmark import peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 
@@ -252,7 +252,7 @@ def main() -> int:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(timing.no_kept_compilations())
-        workers = stack.enter_context(peers.PilWorkers(timing.cores())) if torchvision else None
+        workers = stack.enter_context(pil_workers.PilWorkers(timing.cores())) if torchvision else None
         copy_rate = timing.copy_rate()
         figures = timing.circumstances() | {
             "load_before": round(load, 2),
@@ -301,7 +301,7 @@ def main() -> int:
     return int(failed)
 
 
-def rivals(images: np.ndarray, workers: peers.PilWorkers | None, *, with_kornia: bool) -> Rivals:
+def rivals(images: np.ndarray, workers: pil_workers.PilWorkers | None, *, with_kornia: bool) -> Rivals:
     """The peers outside JAX that are installed, with `images` uint8 [N, S, S, 3] given to the workers."""
     kernel = augment.blur_kernel_size(images.shape[1])
     cores = timing.cores()

@@ -5,16 +5,12 @@ imports neither JAX nor PyTorch before they are needed: the processes that work 
 stay without JAX.
 """
 
-import contextlib
 import importlib
-import multiprocessing
 import random
-import signal
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -313,72 +309,3 @@ def _finished(function: Callable[[], Any]) -> Callable[[], Any]:
         return result
 
     return wait
-
-
-class PilWorkers:
-    """Processes that each take their share of the images, as PIL images in their memory, through torchvision.
-
-    What they make stays with them: the way back to one process, which a data loader pays, is not in the
-    time. Used as a context; at its end the processes end.
-    """
-
-    def __init__(self, count: int):
-        """Starts `count` processes, which takes seconds as each imports PyTorch."""
-        context = multiprocessing.get_context("spawn")
-        self._connections: list[Connection] = []
-        self._processes = []
-        for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there,), daemon=True)
-            process.start()
-            there.close()
-            self._connections.append(here)
-            self._processes.append(process)
-
-    def load(self, images: np.ndarray) -> None:
-        """Gives each process its share of `images`, uint8 [N, S, S, 3], instead of what it had."""
-        self._ask(np.array_split(images, len(self._connections)))
-
-    def run(self, name: str, blur_kernel: int) -> None:
-        """Takes every image through the operation `name` once; returns when all processes are done.
-
-        Raises:
-          EOFError: if a process failed; it has told why on standard error.
-        """
-        self._ask([(name, blur_kernel)] * len(self._connections))
-
-    def _ask(self, requests: Sequence[Any]) -> None:
-        for connection, request in zip(self._connections, requests, strict=True):
-            connection.send(request)
-        for connection in self._connections:
-            connection.recv()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
-            process.join()
-
-
-def _work(connection: Connection) -> None:
-    """What one of the processes does: answers each request with None when it is fulfilled."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
-    import torch  # pyright: ignore[reportMissingImports]
-    from PIL import Image
-
-    torch.set_num_threads(1)
-    images: list[Image.Image] = []
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the first process is done with this one
-        while True:
-            request = connection.recv()
-            if isinstance(request, np.ndarray):
-                images = [Image.fromarray(image) for image in request]
-            elif images:
-                name, blur_kernel = request
-                operation = torchvision_operation(name, images[0].width, blur_kernel, pil=True)
-                for image in images:
-                    operation(image)
-            connection.send(None)
