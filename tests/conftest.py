@@ -54,11 +54,14 @@ def quick_compilation():
 
 @pytest.fixture(scope="module")
 def kept_compilations(quick_compilation, cache_folder):
-    """Besides, no time to compile programs that another run here has had."""
+    """Besides, no time to compile programs that another run here has had; all of it for commands as well."""
     folder = str(cache_folder / "xla")
     with _jax_options(jax_compilation_cache_dir=folder, jax_persistent_cache_min_compile_time_secs=0.3):
         compilation_cache.reset_cache()
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+            patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+            yield
     compilation_cache.reset_cache()
 
 

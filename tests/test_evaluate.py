@@ -19,6 +19,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.evaluation import EvaluationSet
 from simclr_jax.interrupt import StopRequest
 
+pytestmark = pytest.mark.usefixtures("kept_compilations")
+
 FLAGS = ("--ks=1,5", "--labels=2,4", "--draws=2", "--seeds=2", "--points=40", "--temperatures=0.1")
 FEW = measure.Questions(ks=(1,), temperatures=(), seeds=(0,), per_class=(), draws=1)
 

@@ -17,6 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from simclr_jax.checkpoints import finished_steps
 
+pytestmark = pytest.mark.usefixtures("kept_compilations")
+
 ROOT = pathlib.Path(__file__).parent.parent
 # A run of seconds: ResNet-10 of the least width on views of 16 pixels.
 TINY = {
