@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from simclr_jax.norms import BatchNorm
 from simclr_jax.resnet import ResNet
 
 HEAD_NORMS = ("none", "hidden", "all")
@@ -53,15 +54,7 @@ class ProjectionHead(nnx.Module):
             for i in range(layers)
         )
         self.norms = nnx.List(
-            nnx.BatchNorm(
-                widths[i + 1],
-                use_bias=i + 1 < layers,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for i in range(normed_layers)
+            BatchNorm(widths[i + 1], use_bias=i + 1 < layers, rngs=rngs) for i in range(normed_layers)
         )
 
     def first(self, layers: int) -> "ProjectionHead":
