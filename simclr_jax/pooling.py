@@ -44,7 +44,7 @@ def _of_windows(x: jax.Array, same: bool) -> jax.Array:
     """As an accelerator has it.
 
     By the compiler of a TPU v5e a ResNet-18's gradient has 8.3 GB to move with it, and with the other form
-    12.1 (128 views of 128 pixels).
+    12.1 (128 views of 128 pixels; docs/performance.md).
     """
     padding: Any = "SAME" if same else ((1, 1), (1, 1))
     return nnx.max_pool(x, (3, 3), (2, 2), padding)
