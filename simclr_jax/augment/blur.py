@@ -75,7 +75,13 @@ def _blur_weights(sigma: ArrayLike, kernel_size: int, side: int) -> Array:
     weights = gauss(source - target)
     weights += jnp.where(source > 0, gauss(-source - target), 0)
     weights += jnp.where(source < last, gauss(2 * last - source - target), 0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
+    # The mirrored ones included, every pixel sees the whole kernel.
+    return weights / jnp.sum(_gauss(_taps(kernel_size), sigma))
+
+
+def _taps(kernel_size: int) -> Array:
+    reach = kernel_size // 2
+    return jnp.arange(-reach, reach + 1, dtype=jnp.float32)
 
 
 def _gauss(distance: Array, sigma: ArrayLike) -> Array:
@@ -86,7 +92,7 @@ def _gauss(distance: Array, sigma: ArrayLike) -> Array:
 def blur_by_shifts(planes: Planes, sigma: ArrayLike, kernel_size: int) -> Planes:
     """Sums of shifted images, for one image on a CPU."""
     reach = kernel_size // 2
-    weights = _gauss(jnp.arange(-reach, reach + 1, dtype=jnp.float32), sigma)
+    weights = _gauss(_taps(kernel_size), sigma)
     weights = weights / jnp.sum(weights)
 
     def blur(channel: Array, axis: int) -> Array:

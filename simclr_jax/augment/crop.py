@@ -144,7 +144,8 @@ def _triangle(source: Array, target: Array, length: Array, size: int) -> Array:
     distance = distance / (2 * jnp.maximum(length, size))
     inside = (source >= 0) & (source < length)
     weights = jnp.where(inside, jnp.maximum(1 - jnp.abs(distance), 0), 0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
+    # Without the barrier XLA takes this for a softmax on a GPU, and tries tilings for 5 to 15 seconds.
+    return weights / jax.lax.optimization_barrier(jnp.sum(weights, axis=1, keepdims=True))
 
 
 def crop_by_taps(canvas: Array, box: Array, size: int, flip: ArrayLike) -> Planes:
