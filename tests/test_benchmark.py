@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.benchmark import apart, augment, peers, pil_workers, timing, tpu
+from simclr_jax.benchmark import apart, augment, compilers, peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 
 # As on a machine with neither PyTorch nor Kornia, wherever the tests run.
@@ -176,7 +176,7 @@ def test_libtpu_is_looked_for_before_anything_is_measured(tmp_path):
 def test_a_compiler_that_fails_is_said_in_one_line(tmp_path):
     (tmp_path / "libtpu").mkdir()
     (tmp_path / "libtpu" / "__init__.py").write_text("raise ImportError('made for another machine')")
-    with pytest.raises(tpu.CompilerError, match=r"^the compiler for the TPU failed: .+$"):
+    with pytest.raises(compilers.CompilerError, match=r"^the compiler for the TPU failed: .+$"):
         tpu.compile_apart([96], 2, str(tmp_path))
 
 

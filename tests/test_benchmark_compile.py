@@ -3,10 +3,11 @@ import sys
 
 import jax
 import pytest
+from jax.experimental import topologies
 
-from simclr_jax import command, config
+from simclr_jax import command, config, workdirs
 from simclr_jax.benchmark import compile as benchmark_compile
-from simclr_jax.benchmark import recipes, tpu
+from simclr_jax.benchmark import compilers, gpu, recipes, tpu
 from simclr_jax.table import table_text
 
 pytestmark = [
@@ -54,35 +55,43 @@ def test_the_table_says_what_fits():
         "data_bytes": 2 * 10**9,
         "work_bytes": 3 * 10**9,
         "total_bytes": 51 * 10**8,
+        "compile_seconds": 40.4,
     }
     large = figures | {"total_bytes": 20 * GIB}
     programs = [program | figures, program | large, program | {"chips": 1, "too_large": "no room"}]
-    lines = table_text(
-        benchmark_compile.table({"target": "v5e", "libtpu": "1.0", "programs": programs}, 16 * GIB)
-    ).splitlines()
-    assert "TPU v5e" in lines[0] and "not run" in lines[0]
-    assert lines[2].split() == ["8", "4,096", "256", "224", "0.10", "2.00", "3.00", "5.10", "yes"]
+    found = {"target": "v5e", "compiler": "libtpu 1.0", "programs": programs}
+    lines = table_text(benchmark_compile.table(found)).splitlines()
+    assert "TPU v5e with 16.9 GB" in lines[0] and "libtpu 1.0" in lines[0] and "not run" in lines[0]
+    assert lines[2].split() == ["8", "4,096", "256", "224", "40", "0.10", "2.00", "3.00", "5.10", "yes"]
     assert lines[3].split()[-2:] == ["21.47", "no"]
     assert lines[4].split()[-1] == "no"
 
 
-def test_the_process_with_the_compiler_gets_the_whole_recipe(monkeypatch, tmp_path, capsys):
-    """Its part is done here, by the devices of this machine."""
+@pytest.fixture
+def asked(monkeypatch):
+    """The topologies that are asked for; the compiler's part is done by the devices of this machine."""
 
     class Topology:
         devices = jax.devices()
 
-    named = []
+    found = []
+
+    def topology(name=None, *, platform, target_config="", topology=None):
+        described = [chip.name for chip in gpu.GPUS.values() if chip.name in target_config]
+        found.append((platform, name or topology, *described))
+        return Topology()
+
+    monkeypatch.setattr(topologies, "get_topology_desc", topology)
     monkeypatch.setattr(tpu, "find", lambda folder: folder)
+    monkeypatch.setattr(gpu, "plugin", lambda: "plugin 1.0")
     monkeypatch.setattr(benchmark_compile.importlib.metadata, "version", lambda name: "1.0")
     monkeypatch.setattr(
-        benchmark_compile.topologies,
-        "get_topology_desc",
-        lambda name, platform: named.append(name) or Topology(),
+        compilers, "apart", lambda module, arguments, *_, **__: benchmark_compile._compile_all(*arguments)
     )
-    monkeypatch.setattr(
-        tpu, "apart", lambda module, arguments, folder: benchmark_compile._compile_all(*arguments)
-    )
+    return found
+
+
+def test_the_process_with_the_compiler_gets_the_whole_recipe(asked, monkeypatch, tmp_path, capsys):
     out = tmp_path / "figures.json"
     recipe = recipes.FOLDER / "shapes.py"
     arguments = [
@@ -94,20 +103,57 @@ def test_the_process_with_the_compiler_gets_the_whole_recipe(monkeypatch, tmp_pa
     found = json.loads(out.read_text())
     assert [program["chips"] for program in found["programs"]] == [1, 2]
     assert [program["batch_size"] for program in found["programs"]] == [8, 8]
-    assert named == ["v5e:2x2", "v5e:1x2"]
+    assert asked == [("tpu", "v5e:2x2"), ("tpu", "v5e:1x2")]
     assert "yes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "slices", "topologies_asked"),
+    [("l4", "", ["1x1x1"]), ("h100", "1,8", ["1x1x1", "1x1x8"])],
+)
+def test_a_gpu_is_described_to_its_compiler(target, slices, topologies_asked, asked, tmp_path):
+    workdirs.create(tmp_path, small())
+    found = benchmark_compile._compile_all(
+        str(tmp_path), target, slices or ",".join(benchmark_compile.TARGETS[target].slices), "100"
+    )
+    name = gpu.GPUS[target].name
+    assert asked == [("cuda", topology, name) for topology in topologies_asked]
+    assert found["compiler"] == "plugin 1.0" and len(found["programs"]) == len(asked)
+    assert name in table_text(benchmark_compile.table(found))
+
+
+def test_the_compiler_for_a_gpu_reads_its_description():
+    """Where the plugin is installed, which without a GPU is seldom."""
+    if gpu.plugin() is None:
+        pytest.skip("JAX's CUDA plugin is not installed")
+    for target, chip in gpu.GPUS.items():
+        (device,) = gpu.devices(target, 1)
+        assert device.device_kind == chip.name
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise compilers.CompilerError("the compiler for the NVIDIA L4 failed: too old")
+
+    monkeypatch.setattr(gpu, "plugin", lambda: "plugin 1.0")
+    monkeypatch.setattr(compilers, "apart", fail)
+    recipe = recipes.FOLDER / benchmark_compile.RECIPE
+    assert run(monkeypatch, ["compile", "--target=l4", "--slices=", "--out=", f"--config={recipe}"]) == 2
+    assert capsys.readouterr().err.strip() == "error: the compiler for the NVIDIA L4 failed: too old"
 
 
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--target=v9", "known are v5e"),
+        ("--target=v9", "known are v5e, t4, l4, a100, h100"),
+        ("--target=t4", 'pip install "jax[cuda13]"'),
         ("--slices=2y4", "such as 1 or 2x4"),
         ("--slices=3", "3 chips cannot share a batch of 256"),
         ("--libtpu=/nowhere", "pip install --target /nowhere libtpu"),
     ],
 )
 def test_bad_flags_are_one_line(flag, said, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "plugin", lambda: None)
     if "libtpu" not in flag:
         monkeypatch.setattr(tpu, "find", lambda folder: "")
     recipe = recipes.FOLDER / benchmark_compile.RECIPE

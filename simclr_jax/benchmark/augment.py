@@ -31,7 +31,7 @@ from absl import flags
 from jax import Array
 
 from simclr_jax import augment
-from simclr_jax.benchmark import peers, pil_workers, timing, tpu
+from simclr_jax.benchmark import compilers, peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 
@@ -293,7 +293,7 @@ def main() -> int:
                 figures["tpu"] = tpu.compile_apart(large, _IMAGES.value, libtpu)
                 for text in tpu.table(figures["tpu"]):
                     say(text)
-            except tpu.CompilerError as error:
+            except compilers.CompilerError as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed = True
     if out is not None:

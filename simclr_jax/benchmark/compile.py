@@ -1,15 +1,17 @@
-"""The training step of a recipe, compiled for a TPU on a machine without one: does it fit, what does it take.
+"""The training step of a recipe, compiled for an accelerator that is not there: does it fit.
 
-    python -m simclr_jax.benchmark compile --target=v5e [--config configs/imagenette.py] [--FLAG=VALUE ...]
+    python -m simclr_jax.benchmark compile --target=h100 [--config configs/imagenette.py] [--FLAG=VALUE ...]
 
-    --target=v5e            the chip
-    --slices=1,2x4          how many of them: one, and eight in 2 rows of 4
+    --target=v5e            a TPU v5e; or a GPU: t4, l4, a100, h100
+    --slices=1,2x4          how many of them, which is the default for TPUs: one, and eight in 2 rows of 4
     --config=FILE           the recipe, by default configs/imagenette.py; --config.KEY=VALUE sets its keys
     --images=10000          of the data set, which lies on the chips where config.run.memory_gb allows
-    --libtpu=FOLDER         where the compiler is: pip install --target FOLDER libtpu
+    --libtpu=FOLDER         where the compiler for TPUs is: pip install --target FOLDER libtpu; that for GPUs
+                            comes with: pip install "jax[cuda13]"
     --out=FILE              the figures as JSON
 
-Nothing is run. The memory is what the compiler reserves on each chip: weights and optimizer, images, work.
+Nothing is run. The memory is what the compiler reserves on each chip: weights and optimizer, images, work. On
+a GPU convolutions may take more for themselves, once the fastest of them are looked for there.
 """
 
 import importlib.metadata
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +32,33 @@ from jax.experimental import topologies
 from simclr_jax import config as configs
 from simclr_jax import footprint, recipe, training, workdirs
 from simclr_jax import mesh as meshes
-from simclr_jax.benchmark import recipes, timing, tpu
+from simclr_jax.benchmark import compilers, gpu, recipes, timing, tpu
 from simclr_jax.config import Config
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 from simclr_jax.table import Table, table_text
 
-# Bytes that the compiler lets a program have; a chip has 16 GiB (https://cloud.google.com/tpu/docs/v5e).
-TARGETS = {"v5e": 15.75 * 2**30}
+
+class Target(NamedTuple):
+    """What is compiled for."""
+
+    name: str
+    limit: float  # bytes that programs may have on each
+    slices: tuple[str, ...]  # how many of them, where --slices does not say
+
+
+# Of a GPU JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION). Of a TPU v5e, which has 16 GiB
+# (https://cloud.google.com/tpu/docs/v5e), its compiler says so.
+TARGETS: Mapping[str, Target] = {
+    "v5e": Target("TPU v5e", 15.75 * 2**30, ("1", "2x4")),
+    **{name: Target(chip.name, 0.75 * chip.memory_bytes, ("1",)) for name, chip in gpu.GPUS.items()},
+}
 RECIPE = "imagenette.py"  # of configs/, where --config names no other
 
 FLAGS = flags.FlagValues()
 recipes.define(FLAGS)
 _TARGET = flags.DEFINE_string("target", "v5e", "Chip.", flag_values=FLAGS)
-_SLICES = flags.DEFINE_list("slices", ["1", "2x4"], "Chips of each.", flag_values=FLAGS)
+_SLICES = flags.DEFINE_list("slices", [], "Chips of each.", flag_values=FLAGS)
 _IMAGES = flags.DEFINE_integer("images", 10_000, "Of the data set.", lower_bound=2, flag_values=FLAGS)
 _LIBTPU = flags.DEFINE_string("libtpu", "", "Folder with libtpu.", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", "", "JSON file.", flag_values=FLAGS)
@@ -77,7 +92,8 @@ def compile_step(config: Config, images: int, devices: Sequence[Any]) -> dict[st
     }
     began = time.perf_counter()
     try:
-        program = run_steps.lower(key, start.state, arrays, indices, count).compile()
+        traced = run_steps.trace(key, start.state, arrays, indices, count)
+        program = traced.lower(lowering_platforms=(_platform(devices[0]),)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -90,18 +106,28 @@ def compile_step(config: Config, images: int, devices: Sequence[Any]) -> dict[st
     }
 
 
-def table(found: Mapping[str, Any], limit: float) -> Table:
+def _platform(device: Any) -> str:
+    """As `lower` has it, which takes "gpu" for one that is there."""
+    return "cuda" if device.platform == "gpu" else device.platform
+
+
+def table(found: Mapping[str, Any]) -> Table:
     """Of what the process with the compiler printed."""
+    target = TARGETS[found["target"]]
     rows = []
     for program in found["programs"]:
         sizes = [f"{program[name]:,}" for name in ("chips", "batch_size", "microbatch_size", "view_size")]
         if "too_large" in program:
-            rows.append([*sizes, "–", "–", "–", "–", "no"])
+            rows.append([*sizes, *"–––––", "no"])
             continue
         memory = [f"{program[f'{name}_bytes'] / 1e9:.2f}" for name in ("state", "data", "work", "total")]
-        rows.append([*sizes, *memory, "yes" if program["total_bytes"] <= limit else "no"])
-    columns = ("chips", "batch", "microbatch", "pixels", "state", "images", "work", "GB a chip", "fits")
-    where = f"TPU {found['target']} with {limit / 1e9:.1f} GB a chip (libtpu {found['libtpu']})"
+        fits = "yes" if program["total_bytes"] <= target.limit else "no"
+        rows.append([*sizes, f"{program['compile_seconds']:.0f}", *memory, fits])
+    columns = (
+        *("chips", "batch", "microbatch", "pixels", "compile s"),
+        *("state", "images", "work", "GB a chip", "fits"),
+    )
+    where = f"{target.name} with {target.limit / 1e9:.1f} GB for programs ({found['compiler']})"
     return Table(f"Compiled for {where}, not run", columns, rows)
 
 
@@ -110,28 +136,42 @@ def main() -> int:
     target = _TARGET.value
     if target not in TARGETS:
         raise UserError(f"--target is {target!r}; known are {', '.join(TARGETS)}")
-    out, libtpu = timing.checked_out(_OUT.value), tpu.find(_LIBTPU.value)
-    if libtpu is None:
-        raise UserError(
-            "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
-        )
+    out, environment = timing.checked_out(_OUT.value), _environment(target)
+    slices = _SLICES.value or TARGETS[target].slices
     settings = recipes.read(FLAGS)
-    for chips in map(_chips, _SLICES.value):
+    for chips in map(_chips, slices):
         if (settings.train.microbatch_size or settings.train.batch_size) % chips:
             raise UserError(
                 f"{chips} chips cannot share a batch of {settings.train.batch_size} images evenly"
             )
     with tempfile.TemporaryDirectory() as folder:
         workdirs.create(pathlib.Path(folder), settings)
-        arguments = [folder, target, ",".join(_SLICES.value), str(_IMAGES.value)]
-        found = tpu.apart("simclr_jax.benchmark.compile", arguments, libtpu)
-    say(table_text(table(found, TARGETS[target])))
+        arguments = [folder, target, ",".join(slices), str(_IMAGES.value)]
+        try:
+            found = compilers.apart(__spec__.name, arguments, environment, name=TARGETS[target].name)
+        except compilers.CompilerError as error:
+            raise UserError(str(error)) from error
+    say(table_text(table(found)))
     for program in found["programs"]:
         if "too_large" in program:
             say(f"{program['chips']} chips: {program['too_large']}")
     if out is not None:
         write_json(out, timing.circumstances() | found)
     return 0
+
+
+def _environment(target: str) -> Mapping[str, str]:
+    """Of the process with the compiler. Raises `UserError` where it is missing."""
+    if target in gpu.GPUS:
+        if gpu.plugin() is None:
+            raise UserError('the GPU\'s compiler is missing: pip install "jax[cuda13]"')
+        return gpu.ENVIRONMENT
+    libtpu = tpu.find(_LIBTPU.value)
+    if libtpu is None:
+        raise UserError(
+            "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
+        )
+    return tpu.environment(libtpu)
 
 
 def _chips(text: str) -> int:
@@ -146,11 +186,15 @@ def _compile_all(folder: str, target: str, slices: str, images: str) -> dict[str
     settings = workdirs.read_config(pathlib.Path(folder))
     programs = []
     for text in slices.split(","):
-        # There is no topology of less than a host, which has 4 of these chips.
-        name = f"{target}:{text}" if "x" in text else f"{target}:2x2"
-        devices = topologies.get_topology_desc(name, platform="tpu").devices[: _chips(text)]
+        if target in gpu.GPUS:
+            devices = gpu.devices(target, _chips(text))
+        else:
+            # There is no topology of less than a host, which has 4 of these chips.
+            name = f"{target}:{text}" if "x" in text else f"{target}:2x2"
+            devices = topologies.get_topology_desc(name, platform="tpu").devices[: _chips(text)]
         programs.append(compile_step(settings, int(images), devices))
-    return {"target": target, "libtpu": importlib.metadata.version("libtpu"), "programs": programs}
+    compiler = gpu.plugin() if target in gpu.GPUS else f"libtpu {importlib.metadata.version('libtpu')}"
+    return {"target": target, "compiler": compiler, "programs": programs}
 
 
 if __name__ == "__main__":

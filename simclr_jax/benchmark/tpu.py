@@ -13,8 +13,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from simclr_jax import augment
-from simclr_jax.benchmark import peers
+from simclr_jax.benchmark import compilers, peers
 from simclr_jax.errors import UserError
 
 SMALLEST = 96  # pixels; below, views are so small that what they move says little
@@ -42,10 +40,6 @@ _ENVIRONMENT = {
 }
 
 
-class CompilerError(Exception):
-    """The compiler for the TPU failed; the message ends with the last line of what it said."""
-
-
 def find(folder: str) -> str | None:
     """Where libtpu is: `folder`; or with an empty one `""` if it can be imported, None if it cannot.
 
@@ -59,33 +53,10 @@ def find(folder: str) -> str | None:
     return folder
 
 
-def apart(module: str, arguments: Sequence[str], folder: str) -> Any:
-    """Runs a module that compiles for a TPU in a process of its own.
-
-    Args:
-      module: prints JSON as its last line.
-      arguments: of its command line.
-      folder: as from `find`.
-
-    Returns:
-      What it printed, parsed.
-
-    Raises:
-      CompilerError: if the process fails.
-    """
-    path = os.pathsep.join(
-        filter(None, [os.path.abspath(folder) if folder else "", os.environ.get("PYTHONPATH")])
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CompilerError(f"the compiler for the TPU failed: {said[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def environment(folder: str) -> dict[str, str]:
+    """Of a process that compiles for a TPU; `folder` as from `find`."""
+    path = filter(None, [os.path.abspath(folder) if folder else "", os.environ.get("PYTHONPATH")])
+    return _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, Any]:
@@ -103,7 +74,7 @@ def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, A
       CompilerError: if the process fails.
     """
     arguments = [f"--sizes={','.join(map(str, sizes))}", f"--images={images}"]
-    return apart("simclr_jax.benchmark.tpu", arguments, folder)
+    return compilers.apart("simclr_jax.benchmark.tpu", arguments, environment(folder), name="TPU")
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
