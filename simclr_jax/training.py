@@ -185,12 +185,15 @@ def make_run_steps(
             state, metrics = step(state, fetch(arrays, indices[0]), key)
             return state, jax.tree.map(lambda value: value[None], metrics)
 
+        # Traced once, for the shapes of the metrics and for the loop.
+        traced = jax.jit(step)
+
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, history = carry
-            state, metrics = step(state, fetch(arrays, indices[i]), key)
+            state, metrics = traced(state, fetch(arrays, indices[i]), key)
             return state, jax.tree.map(lambda all, one: all.at[i].set(one), history, metrics)
 
-        _, shapes = jax.eval_shape(lambda: step(state, fetch(arrays, indices[0]), key))
+        _, shapes = jax.eval_shape(lambda: traced(state, fetch(arrays, indices[0]), key))
         history = jax.tree.map(lambda one: jnp.zeros((len(indices),), one.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, history))
 
