@@ -5,7 +5,7 @@
     neighbors  seconds and memory of the search for nearest neighbours, beside scikit-learn and faiss
     memory     of the contrastive loss and of the training step: plain, tiled, in microbatches
     accuracy   minutes from the first image to an accuracy of the 10-NN
-    compile    the training step for a TPU, on a machine without one: whether it fits
+    compile    the training step for a GPU or TPU, on a machine without one: whether it fits
 
 `python -m simclr_jax.benchmark NAME --help` lists the flags.
 """
