@@ -69,8 +69,8 @@ def _plain_gradients(
     return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](cotangent)
 
 
-# Jitted, so that they are traced once for every shape: in a ResNet-18's step with CIFAR-10's stem they were most
-# of 15 s of tracing, on accelerators too.
+# Jitted, so that they are traced once for every shape: in a ResNet-18's step with CIFAR-10's stem they were
+# most of 15 s of tracing, on accelerators too.
 @functools.partial(jax.jit, static_argnames="stride")
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if _is_smaller(x, kernel):
