@@ -110,6 +110,19 @@ def test_other_types_and_platforms_get_the_convolution():
     assert convolutions(np.float32, lowering_platforms=("tpu",)) == 3
 
 
+def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
+    traced = []
+    compute = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *a, **kw: traced.append(0) or compute(*a, **kw))
+    x, kernel = jnp.zeros((3, 6, 14, 64)), jnp.zeros((3, 3, 64, 64))  # of no other test
+
+    def twice(x, kernel):
+        return jnp.sum(convolve(convolve(x, kernel, 1), kernel, 1))
+
+    jax.jit(jax.grad(twice, argnums=(0, 1))).trace(x, kernel)
+    assert len(traced) == 2  # the output, and the gradient of the input
+
+
 def test_the_transforms_are_those_of_a_convolution():
     signal, weights = np.arange(1.0, 5) ** 2, np.array([0.3, -2.0, 5.0])
     transformed = np.array(winograd.INPUT) @ signal * (np.array(winograd.KERNEL) @ weights)

@@ -75,6 +75,24 @@ def compilations(jitted):
     return jitted._cache_size()
 
 
+def test_a_step_is_traced_once(one_device):
+    """For a ResNet-18 a trace takes seconds, on every start."""
+    traced = []
+
+    def step(state, batch, key):
+        traced.append(key)
+        return state + jnp.sum(batch), {"sum": jnp.sum(batch)}
+
+    sharding = meshes.replicated(one_device)
+    run_steps = training.make_run_steps(step, lambda arrays, indices: arrays[indices], sharding)
+    for count in (2, 3):
+        indices = jnp.arange(6).reshape(3, 2)
+        state, metrics = run_steps(jax.random.key(0), jnp.float32(0), jnp.arange(6.0), indices, count)
+        assert metrics["sum"].tolist() == [1, 5, 9][:count] + [0] * (3 - count)
+        assert state == sum(metrics["sum"])
+    assert len(traced) == 1
+
+
 @pytest.fixture(scope="module")
 def one_device():
     return jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
