@@ -30,7 +30,7 @@ def apart(module: str, arguments: Sequence[str], environment: Mapping[str, str],
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         # Otherwise the last line is one of JAX's about its tracebacks.
-        env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | environment,
+        env={**os.environ, "JAX_TRACEBACK_FILTERING": "off", **environment},
         capture_output=True,
         text=True,
     )
