@@ -76,12 +76,13 @@ def _blur_weights(sigma: ArrayLike, kernel_size: int, side: int) -> Array:
     weights += jnp.where(source > 0, gauss(-source - target), 0)
     weights += jnp.where(source < last, gauss(2 * last - source - target), 0)
     # The mirrored ones included, every pixel sees the whole kernel.
-    return weights / jnp.sum(_gauss(_taps(kernel_size), sigma))
+    return weights / jnp.sum(_kernel(sigma, kernel_size))
 
 
-def _taps(kernel_size: int) -> Array:
+def _kernel(sigma: ArrayLike, kernel_size: int) -> Array:
+    """The kernel [kernel_size], not divided by its sum."""
     reach = kernel_size // 2
-    return jnp.arange(-reach, reach + 1, dtype=jnp.float32)
+    return _gauss(jnp.arange(-reach, reach + 1, dtype=jnp.float32), sigma)
 
 
 def _gauss(distance: Array, sigma: ArrayLike) -> Array:
@@ -92,7 +93,7 @@ def _gauss(distance: Array, sigma: ArrayLike) -> Array:
 def blur_by_shifts(planes: Planes, sigma: ArrayLike, kernel_size: int) -> Planes:
     """Sums of shifted images, for one image on a CPU."""
     reach = kernel_size // 2
-    weights = _gauss(_taps(kernel_size), sigma)
+    weights = _kernel(sigma, kernel_size)
     weights = weights / jnp.sum(weights)
 
     def blur(channel: Array, axis: int) -> Array:
