@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.benchmark import apart, augment, compilers, peers, pil_workers, timing, tpu
+from simclr_jax.benchmark import apart, augment, compiled_chain, compilers, peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 
 # As on a machine with neither PyTorch nor Kornia, wherever the tests run.
@@ -175,9 +175,10 @@ def test_libtpu_is_looked_for_before_anything_is_measured(tmp_path):
 
 def test_a_compiler_that_fails_is_said_in_one_line(tmp_path):
     (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu" / "libtpu.so").touch()
     (tmp_path / "libtpu" / "__init__.py").write_text("raise ImportError('made for another machine')")
     with pytest.raises(compilers.CompilerError, match=r"^the compiler for the TPU failed: .+$"):
-        tpu.compile_apart([96], 2, str(tmp_path))
+        compiled_chain.compile_apart([96], 2, str(tmp_path))
 
 
 def test_the_table_of_the_tpu_has_ratios():
@@ -187,7 +188,7 @@ def test_the_table_of_the_tpu_has_ratios():
         common | {"form": "fast", "dtype": "float32", "bytes_accessed": 200_000_000},
         common | {"form": "plain", "dtype": "float32", "bytes_accessed": 500_000_000},
     ]
-    lines = tpu.table({"topology": "v5e:2x2", "libtpu": "1.0", "programs": programs})
+    lines = compiled_chain.table({"target": "v5e", "compiler": "libtpu 1.0", "programs": programs})
     assert lines[-1].split()[:6] == ["plain", "float32", "96", "0.500", "2.50", "x"]
     assert max(map(len, lines)) <= 110
 

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import sys
 
@@ -83,8 +84,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", topology)
     monkeypatch.setattr(tpu, "find", lambda folder: folder)
-    monkeypatch.setattr(gpu, "plugin", lambda: "plugin 1.0")
-    monkeypatch.setattr(benchmark_compile.importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
     monkeypatch.setattr(
         compilers, "apart", lambda module, arguments, *_, **__: benchmark_compile._compile_all(*arguments)
     )
@@ -118,16 +118,16 @@ def test_a_gpu_is_described_to_its_compiler(target, slices, topologies_asked, as
     )
     name = gpu.GPUS[target].name
     assert asked == [("cuda", topology, name) for topology in topologies_asked]
-    assert found["compiler"] == "plugin 1.0" and len(found["programs"]) == len(asked)
+    assert found["compiler"] == "jax-cuda13-plugin 1.0" and len(found["programs"]) == len(asked)
     assert name in table_text(benchmark_compile.table(found))
 
 
 def test_the_compiler_for_a_gpu_reads_its_description():
     """Where the plugin is installed, which without a GPU is seldom."""
-    if gpu.plugin() is None:
+    if gpu.compiler() is None:
         pytest.skip("JAX's CUDA plugin is not installed")
     for target, chip in gpu.GPUS.items():
-        (device,) = gpu.devices(target, 1)
+        (device,) = gpu.devices(target, [1])
         assert device.device_kind == chip.name
 
 
@@ -135,7 +135,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch, capsys):
     def fail(*_, **__):
         raise compilers.CompilerError("the compiler for the NVIDIA L4 failed: too old")
 
-    monkeypatch.setattr(gpu, "plugin", lambda: "plugin 1.0")
+    monkeypatch.setattr(gpu, "compiler", lambda: "plugin 1.0")
     monkeypatch.setattr(compilers, "apart", fail)
     recipe = recipes.FOLDER / benchmark_compile.RECIPE
     assert run(monkeypatch, ["compile", "--target=l4", "--slices=", "--out=", f"--config={recipe}"]) == 2
@@ -153,7 +153,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch, capsys):
     ],
 )
 def test_bad_flags_are_one_line(flag, said, capsys, monkeypatch):
-    monkeypatch.setattr(gpu, "plugin", lambda: None)
+    monkeypatch.setattr(gpu, "compiler", lambda: None)
     if "libtpu" not in flag:
         monkeypatch.setattr(tpu, "find", lambda folder: "")
     recipe = recipes.FOLDER / benchmark_compile.RECIPE

@@ -31,7 +31,7 @@ from absl import flags
 from jax import Array
 
 from simclr_jax import augment
-from simclr_jax.benchmark import compilers, peers, pil_workers, timing, tpu
+from simclr_jax.benchmark import compiled_chain, compilers, peers, pil_workers, timing, tpu
 from simclr_jax.errors import UserError
 from simclr_jax.logs import say, write_json
 
@@ -283,15 +283,15 @@ def main() -> int:
                     say(text)
 
     failed = False
-    large = [size for size in sizes if size >= tpu.SMALLEST]
+    large = [size for size in sizes if size >= compiled_chain.SMALLEST]
     if "chain" in operations and large:
         say("")
         if libtpu is None:
             say("For a TPU's part: pip install --target FOLDER libtpu, and again with --libtpu=FOLDER")
         else:
             try:
-                figures["tpu"] = tpu.compile_apart(large, _IMAGES.value, libtpu)
-                for text in tpu.table(figures["tpu"]):
+                figures["tpu"] = compiled_chain.compile_apart(large, _IMAGES.value, libtpu)
+                for text in compiled_chain.table(figures["tpu"]):
                     say(text)
             except compilers.CompilerError as error:
                 print(f"error: {error}", file=sys.stderr)

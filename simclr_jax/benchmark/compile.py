@@ -14,20 +14,18 @@ Nothing is run. The memory is what the compiler reserves on each chip: weights a
 a GPU convolutions may take more for themselves, once the fastest of them are looked for there.
 """
 
-import importlib.metadata
 import json
+import math
 import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.experimental import topologies
 
 from simclr_jax import config as configs
 from simclr_jax import footprint, recipe, training, workdirs
@@ -45,14 +43,11 @@ class Target(NamedTuple):
     name: str
     limit: float  # bytes that programs may have on each
     slices: tuple[str, ...]  # how many of them, where --slices does not say
+    devices: Callable[[str, Sequence[int]], Sequence[Any]]  # of this key of TARGETS, and so many
+    compiler: Callable[[], str | None]  # with its version
+    environment: Callable[[], Mapping[str, str]]  # of the process with the compiler
 
 
-# Of a GPU JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION). Of a TPU v5e, which has 16 GiB
-# (https://cloud.google.com/tpu/docs/v5e), its compiler says so.
-TARGETS: Mapping[str, Target] = {
-    "v5e": Target("TPU v5e", 15.75 * 2**30, ("1", "2x4")),
-    **{name: Target(chip.name, 0.75 * chip.memory_bytes, ("1",)) for name, chip in gpu.GPUS.items()},
-}
 RECIPE = "imagenette.py"  # of configs/, where --config names no other
 
 FLAGS = flags.FlagValues()
@@ -62,6 +57,30 @@ _SLICES = flags.DEFINE_list("slices", [], "Chips of each.", flag_values=FLAGS)
 _IMAGES = flags.DEFINE_integer("images", 10_000, "Of the data set.", lower_bound=2, flag_values=FLAGS)
 _LIBTPU = flags.DEFINE_string("libtpu", "", "Folder with libtpu.", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", "", "JSON file.", flag_values=FLAGS)
+
+# Of a GPU JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION). Of a TPU v5e, which has 16 GiB
+# (https://cloud.google.com/tpu/docs/v5e), its compiler says so.
+TARGETS: Mapping[str, Target] = {
+    "v5e": Target(
+        name="TPU v5e",
+        limit=15.75 * 2**30,
+        slices=("1", "2x4"),
+        devices=tpu.devices,
+        compiler=tpu.compiler,
+        environment=lambda: tpu.environment(_LIBTPU.value),
+    ),
+    **{
+        name: Target(
+            name=chip.name,
+            limit=0.75 * chip.memory_bytes,
+            slices=("1",),
+            devices=gpu.devices,
+            compiler=gpu.compiler,
+            environment=gpu.environment,
+        )
+        for name, chip in gpu.GPUS.items()
+    },
+}
 
 
 def compile_step(config: Config, images: int, devices: Sequence[Any]) -> dict[str, Any]:
@@ -136,10 +155,10 @@ def main() -> int:
     target = _TARGET.value
     if target not in TARGETS:
         raise UserError(f"--target is {target!r}; known are {', '.join(TARGETS)}")
-    out, environment = timing.checked_out(_OUT.value), _environment(target)
+    out, environment = timing.checked_out(_OUT.value), TARGETS[target].environment()
     slices = _SLICES.value or TARGETS[target].slices
     settings = recipes.read(FLAGS)
-    for chips in map(_chips, slices):
+    for chips in (math.prod(_sides(text)) for text in slices):
         if (settings.train.microbatch_size or settings.train.batch_size) % chips:
             raise UserError(
                 f"{chips} chips cannot share a batch of {settings.train.batch_size} images evenly"
@@ -160,41 +179,21 @@ def main() -> int:
     return 0
 
 
-def _environment(target: str) -> Mapping[str, str]:
-    """Of the process with the compiler. Raises `UserError` where it is missing."""
-    if target in gpu.GPUS:
-        if gpu.plugin() is None:
-            raise UserError('the GPU\'s compiler is missing: pip install "jax[cuda13]"')
-        return gpu.ENVIRONMENT
-    libtpu = tpu.find(_LIBTPU.value)
-    if libtpu is None:
-        raise UserError(
-            "the TPU's compiler is missing: pip install --target FOLDER libtpu; then --libtpu=FOLDER"
-        )
-    return tpu.environment(libtpu)
-
-
-def _chips(text: str) -> int:
+def _sides(text: str) -> tuple[int, ...]:
+    """Of a slice: 2x4 has 2 and 4, and 3 chips have one."""
     sides = text.split("x")
     if not all(side.isdecimal() and int(side) for side in sides):
         raise UserError(f"--slices has {text!r}; name numbers of chips such as 1 or 2x4")
-    return int(np.prod([int(side) for side in sides]))
+    return tuple(map(int, sides))
 
 
 def _compile_all(folder: str, target: str, slices: str, images: str) -> dict[str, Any]:
     """What the process with the compiler prints."""
-    settings = workdirs.read_config(pathlib.Path(folder))
-    programs = []
-    for text in slices.split(","):
-        if target in gpu.GPUS:
-            devices = gpu.devices(target, _chips(text))
-        else:
-            # There is no topology of less than a host, which has 4 of these chips.
-            name = f"{target}:{text}" if "x" in text else f"{target}:2x2"
-            devices = topologies.get_topology_desc(name, platform="tpu").devices[: _chips(text)]
-        programs.append(compile_step(settings, int(images), devices))
-    compiler = gpu.plugin() if target in gpu.GPUS else f"libtpu {importlib.metadata.version('libtpu')}"
-    return {"target": target, "compiler": compiler, "programs": programs}
+    settings, chip = workdirs.read_config(pathlib.Path(folder)), TARGETS[target]
+    programs = [
+        compile_step(settings, int(images), chip.devices(target, _sides(text))) for text in slices.split(",")
+    ]
+    return {"target": target, "compiler": chip.compiler(), "programs": programs}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ which way to multiply or to convolve is the fastest there, and the memory that o
 """
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.experimental import topologies
 
-ENVIRONMENT: Mapping[str, str] = {"JAX_PLATFORMS": "cpu"}  # of the process that compiles
+from simclr_jax.errors import UserError
+
 _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
@@ -42,7 +44,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 
 
-def plugin() -> str | None:
+def compiler() -> str | None:
     """The CUDA plugin with its version, None where none is installed."""
     for name in _PLUGINS:
         try:
@@ -52,10 +54,17 @@ def plugin() -> str | None:
     return None
 
 
-def devices(target: str, count: int) -> Sequence[Any]:
-    """So many GPUs of `GPUS`, in one host, to compile for."""
+def environment() -> dict[str, str]:
+    """Of a process that compiles for a GPU. Raises `UserError` if the plugin is missing."""
+    if compiler() is None:
+        raise UserError('the GPU\'s compiler is missing: pip install "jax[cuda13]"')
+    return {"JAX_PLATFORMS": "cpu"}
+
+
+def devices(target: str, sides: Sequence[int]) -> Sequence[Any]:
+    """GPUs of `GPUS` in one host to compile for: so many as the product of `sides`."""
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=_description(GPUS[target]), topology=f"1x1x{count}"
+        platform="cuda", target_config=_description(GPUS[target]), topology=f"1x1x{math.prod(sides)}"
     )
     return topology.devices
 
