@@ -324,7 +324,7 @@ def _sole_builder(packs: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _LOG.warning("waiting for another process that packs images in %s", packs)
+            _LOG.warning("waiting for another process that is packing images in %s", packs)
             fcntl.flock(file, fcntl.LOCK_EX)
         for leftover in packs.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover)
