@@ -36,6 +36,7 @@ def compile_apart(sizes: Sequence[int], images: int, folder: str) -> dict[str, A
 
     Raises:
       CompilerError: if the process fails.
+      UserError: as `tpu.environment`.
     """
     arguments = [f"--sizes={','.join(map(str, sizes))}", f"--images={images}"]
     return compilers.apart(__spec__.name, arguments, tpu.environment(folder), name="TPU")
