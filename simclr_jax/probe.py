@@ -270,8 +270,8 @@ def _held_out_accuracies(data, labels, l2_grid, classes, key) -> tuple[float, ..
     """Accuracy of each penalty on rows that its classifiers have not seen; a lane per fold and penalty.
 
     Lanes that are fitted at once wait for the slowest. That of the folds of one penalty is hardly slower than
-    they are, that of all penalties is: with 35 lanes at once this takes 1.5 to 2.5 times as long on a CPU
-    (100 to 4,000 rows of 64, 128 and 3,072 features).
+    they are, that of all penalties is: with 35 lanes at once this takes 1.4 to 2.5 times as long on a CPU
+    (100 to 4,000 rows of 64 and 128 features), 1.0 to 1.4 with 3,072.
     """
     count, tried = (_FOLDS, _FOLDS) if len(labels) <= _CROSS_VALIDATED else (_TENTHS, 1)
     fold = _folds(key, labels, count)
