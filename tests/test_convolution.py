@@ -123,9 +123,9 @@ def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
     assert len(traced) == 2  # the output, and the gradient of the input
 
 
-def test_the_transforms_are_those_of_a_convolution():
-    signal, weights = np.arange(1.0, 5) ** 2, np.array([0.3, -2.0, 5.0])
-    transformed = np.array(winograd.INPUT) @ signal * (np.array(winograd.KERNEL) @ weights)
-    np.testing.assert_allclose(
-        np.array(winograd.OUTPUT) @ transformed, np.correlate(signal, weights, "valid"), rtol=1e-12
-    )
+@pytest.mark.parametrize("transforms", [winograd.TWO, winograd.FOUR], ids=["two", "four"])
+def test_the_transforms_are_those_of_a_convolution(transforms):
+    signal, weights = np.arange(1.0, len(transforms.input) + 1) ** 2, np.array([0.3, -2.0, 5.0])
+    transformed = np.array(transforms.input) @ signal * (np.array(transforms.kernel) @ weights)
+    expected = np.correlate(signal, weights, "valid")
+    np.testing.assert_allclose(np.array(transforms.output) @ transformed, expected, rtol=1e-12)
