@@ -1,10 +1,10 @@
 """Convolutions of maps, and on CPUs forms of them and of their gradients that are fast there.
 
 By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
-those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, and those of stride 2 by
-`patches`, as are, in any type, those of maps smaller than their kernel: all as products of matrices. Results
-are those of the definition to 1e-5 of their standard deviation. What was measured, and what else was tried:
-docs/performance.md.
+those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, those of stride 2 by
+`patches`, those of maps too small for `winograd` by `taps`, as are, in any type, those of maps smaller than
+their kernel: all as products of matrices. Results are those of the definition to 1e-5 of their standard
+deviation. What was measured, and what else was tried: docs/performance.md.
 """
 
 import functools
@@ -12,10 +12,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.convolution import patches, winograd
+from simclr_jax.convolution import patches, taps, winograd
 from simclr_jax.convolution.parts import product_of_rows
 
 _LEAST_CHANNELS = 64  # with fewer XLA's convolution is as fast
+_LEAST_CHANNELS_OF_TAPS = 128  # likewise
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -73,8 +74,8 @@ def _plain_gradients(
 # most of 15 s of tracing, on accelerators too.
 @functools.partial(jax.jit, static_argnames="stride")
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    if _is_smaller(x, kernel):
-        return patches.convolve_small(x, kernel, stride)
+    if _suits_taps(x, kernel, stride):
+        return taps.convolve(x, kernel, stride)
     if _suits_winograd(x, kernel, stride):
         return winograd.convolve(x, kernel)
     if _suits_patches(kernel, stride):
@@ -86,8 +87,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int
 ) -> tuple[jax.Array, jax.Array]:
-    if _is_smaller(x, kernel):
-        return jax.vjp(functools.partial(patches.convolve_small, stride=stride), x, kernel)[1](cotangent)
+    if _suits_taps(x, kernel, stride):
+        return jax.vjp(functools.partial(taps.convolve, stride=stride), x, kernel)[1](cotangent)
     of_input, of_kernel = _plain_gradients(x, kernel, cotangent, stride)  # what is not used is not computed
     if _suits_winograd(x, kernel, stride):
         of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
@@ -102,23 +103,31 @@ def _cpu_gradients(
     return of_input, of_kernel
 
 
-def _is_smaller(x: jax.Array, kernel: jax.Array) -> bool:
-    return min(x.shape[1:3]) < len(kernel)
+def _suits_taps(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    smaller = min(x.shape[1:3]) < len(kernel)
+    return smaller or (_is_wide(kernel, _LEAST_CHANNELS_OF_TAPS) and _is_3x3(kernel, stride) and _is_odd(x))
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    return _is_3x3(kernel, stride) and _is_wide(kernel) and not _is_odd(x)
+
+
+def _is_3x3(kernel: jax.Array, stride: int) -> bool:
+    return len(kernel) == 3 and stride == 1
+
+
+def _is_odd(x: jax.Array) -> bool:
+    """Whether even sides would make the maps much larger: those of 3x3 pixels nearly twice as large."""
     height, width = x.shape[1:3]
-    # To even sides, which for 3x3 pixels is nearly twice as many.
-    padded = 4 * -(-height // 2) * -(-width // 2)
-    return len(kernel) == 3 and stride == 1 and _is_wide(kernel) and padded < 1.4 * height * width
+    return 4 * -(-height // 2) * -(-width // 2) >= 1.4 * height * width
 
 
 def _suits_patches(kernel: jax.Array, stride: int) -> bool:
     return len(kernel) == 3 and stride == 2 and _is_wide(kernel)
 
 
-def _is_wide(kernel: jax.Array) -> bool:
-    return min(kernel.shape[2:]) >= _LEAST_CHANNELS and kernel.dtype == jnp.float32
+def _is_wide(kernel: jax.Array, least: int = _LEAST_CHANNELS) -> bool:
+    return min(kernel.shape[2:]) >= least and kernel.dtype == jnp.float32
 
 
 def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:

@@ -1,7 +1,6 @@
 """Convolutions by patches, the squares of a map that the kernel meets, as products of matrices.
 
-With stride 2 the patches of a 3x3 kernel are 2.25 times the map; with stride 1 they would be 9 times, so that
-is for small maps only.
+With stride 2 the patches of a 3x3 kernel are 2.25 times the map; with stride 1 they would be 9 times.
 """
 
 import jax
@@ -29,26 +28,6 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return (_patches(x, 3, 2, (1, 1)) @ weights).reshape(-1, height, width, weights.shape[1])
 
     return parts.put_together(compute, _count(len(x), height * width, len(weights)), x)
-
-
-def convolve_small(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves maps smaller than the kernel, all at once; with a gradient of its own.
-
-    On such maps, the last ones of small views, XLA's convolution is 10 times slower: 128 maps of 2x2x128 with
-    a 3x3 kernel take 11, 14 and 21 ms (output, gradient of kernel and of input) against 1.0, 2.2 and 2.1 ms.
-
-    Args:
-      x: float [N, H, W, C].
-      kernel: float [side, side, C, D], of the same type; side is odd.
-      stride: in both directions.
-
-    Returns:
-      float [N, ceil(H / stride), ceil(W / stride), D].
-    """
-    half = len(kernel) // 2
-    height, width = (-(-side // stride) for side in x.shape[1:3])
-    products = _patches(x, len(kernel), stride, (half, half)) @ kernel.reshape(-1, kernel.shape[3])
-    return products.reshape(len(x), height, width, -1)
 
 
 def input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ FOUR = Transforms(
     output=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
 )
 
-_PART_BYTES = 1 << 21  # of a map; with a quarter to twice as much it takes up to 1.5 times as long
+_PART_BYTES = 5 << 19  # of a map at most; with a quarter to twice as much it takes up to 1.5 times as long
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, backwards: bool = False) -> jax.Array:
