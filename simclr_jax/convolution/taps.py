@@ -21,12 +21,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
     half = len(kernel) // 2
     tall, wide = ([_met(size, i - half, stride) for i in range(len(kernel))] for size in x.shape[1:3])
-    total = jnp.zeros((), x.dtype)
+    total = jnp.zeros((), jnp.float32)
     for row, (rows, above_below) in zip(kernel, tall, strict=True):
         for weights, (columns, left_right) in zip(row, wide, strict=True):
             products = x[:, rows, columns] @ weights
             total += jnp.pad(products, ((0, 0), above_below, left_right, (0, 0)))
-    return total
+    return total.astype(x.dtype)
 
 
 def _met(size: int, offset: int, stride: int) -> tuple[slice, tuple[int, int]]:

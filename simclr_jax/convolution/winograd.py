@@ -120,14 +120,10 @@ def _three_taps(cotangent: jax.Array) -> jax.Array:
 
 def _tiles(x: jax.Array) -> list[jax.Array]:
     """The 4x4 pixels around each 2x2, transformed: 16 arrays [N ceil(H / 2) ceil(W / 2), C]."""
-    x = jnp.pad(_to_even(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (1, 1 + x.shape[1] % 2), (1, 1 + x.shape[2] % 2), (0, 0)))
     height, width, channels = x.shape[1:]
     shifted = [[x[:, i : height - 2 + i : 2, j : width - 2 + j : 2] for j in range(4)] for i in range(4)]
     return [tile.reshape(-1, channels) for tile in _combine_twice(TWO.input, shifted)]
-
-
-def _to_even(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
 
 
 def _combine_twice(matrix: Matrix, grid: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
