@@ -19,6 +19,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Returns:
       float [N, ceil(H / stride), ceil(W / stride), D].
     """
+    dtype = x.dtype
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)  # so that sums are rounded once
     half = len(kernel) // 2
     tall, wide = ([_met(size, i - half, stride) for i in range(len(kernel))] for size in x.shape[1:3])
     total = jnp.zeros((), jnp.float32)
@@ -26,7 +28,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         for weights, (columns, left_right) in zip(row, wide, strict=True):
             products = x[:, rows, columns] @ weights
             total += jnp.pad(products, ((0, 0), above_below, left_right, (0, 0)))
-    return total.astype(x.dtype)
+    return total.astype(dtype)
 
 
 def _met(size: int, offset: int, stride: int) -> tuple[slice, tuple[int, int]]:
