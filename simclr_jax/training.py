@@ -131,17 +131,29 @@ def train_step(
         loss=loss,
         make_targets=make_targets,
     )
-    updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state, norms = update(state.params, state.opt_state, found.gradient, optimizer)
     metrics = {
         "loss": found.value,
         **found.metrics,
         "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-        "gradient_norm": optax.tree.norm(found.gradient),
-        "parameter_norm": optax.tree.norm(params),
-        "update_norm": optax.tree.norm(updates),
+        **norms,
     }
     return TrainState(state.step + 1, params, found.batch_stats, opt_state), metrics
+
+
+def update(
+    params: Any, opt_state: optax.OptState, gradient: Any, optimizer: optax.GradientTransformation
+) -> tuple[Any, optax.OptState, Metrics]:
+    """Parameters and the optimizer's state after an update, and Euclidean norms over all arrays for logs."""
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    updated = optax.apply_updates(params, updates)
+    norms = {
+        "gradient_norm": optax.tree.norm(gradient),
+        "parameter_norm": optax.tree.norm(updated),
+        # Not of `updates`, which are otherwise never stored: AdamW would take 75 ms instead of 50 on a CPU.
+        "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, updated, params)),
+    }
+    return updated, opt_state, norms
 
 
 def compiler_options(device: Any) -> dict[str, str] | None:

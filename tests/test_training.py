@@ -140,6 +140,30 @@ def test_the_same_images_are_learned(one_device):
     assert all(metrics["gradient_norm"] > 0 for metrics in history)
 
 
+@pytest.mark.parametrize("rate", [1e-3, 1e-6, 0.0])
+def test_the_norms_are_of_the_gradient_the_new_parameters_and_the_step_between(rate):
+    rng = np.random.default_rng(0)
+    params, gradient = (
+        {name: jnp.float32(rng.normal(size=shape)) for name, shape in (("kernel", (40, 30)), ("bias", (30,)))}
+        for _ in range(2)
+    )
+    optimizer = optax.adamw(rate, weight_decay=0.1)
+    state = optimizer.init(params)
+    updates, after = optimizer.update(gradient, state, params)
+    found, opt_state, norms = jax.jit(training.update, static_argnums=3)(params, state, gradient, optimizer)
+
+    def norm(tree):
+        return np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
+
+    expected = optax.apply_updates(params, updates)
+    jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-6), found, expected)
+    jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-6), opt_state, after)
+    np.testing.assert_allclose(norms["gradient_norm"], norm(gradient), rtol=1e-6)
+    np.testing.assert_allclose(norms["parameter_norm"], norm(expected), rtol=1e-6)
+    # Parameters are rounded to 6e-8 of themselves, which is much of a step as small as the second.
+    np.testing.assert_allclose(norms["update_norm"], norm(updates), rtol=1e-4 if rate == 1e-3 else 2e-2)
+
+
 def test_more_and_smaller_views_train_and_four_devices_equal_one(one_device):
     views = {"count": 3, "small_count": 2, "small_size": 8, "small_crop_area": (0.2, 0.5)}
     runs = [

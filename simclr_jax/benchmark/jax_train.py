@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -124,15 +123,14 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
         )
 
     def update(gradient: Any, given: Any) -> Any:
-        opt_state, params = given
-        updates, opt_state = start.optimizer.update(gradient, opt_state, params)
-        norms = [optax.tree.norm(tree) for tree in (gradient, params, updates)]
-        return (opt_state, optax.apply_updates(params, updates)), norms
+        params, opt_state = given
+        params, opt_state, norms = training.update(params, opt_state, gradient, start.optimizer)
+        return (params, opt_state), norms
 
     compiled = partial(jax.jit, compiler_options=training.compiler_options(mesh.devices.flat[0]))
     fetch, views, gradient = map(compiled, (steps.batches.fetch, views, gradient))
     update = compiled(update, donate_argnums=1)  # as the step is given its state
-    updated = jax.tree.map(jnp.copy, (state.opt_state, state.params))
+    updated = jax.tree.map(jnp.copy, (state.params, state.opt_state))
 
     def next_batch() -> Any:
         arrays, indices = steps.batches.call(steps.done, 1)
