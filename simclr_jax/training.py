@@ -144,7 +144,12 @@ def train_step(
 def update(
     params: Any, opt_state: optax.OptState, gradient: Any, optimizer: optax.GradientTransformation
 ) -> tuple[Any, optax.OptState, Metrics]:
-    """Parameters and the optimizer's state after an update, and Euclidean norms over all arrays for logs."""
+    """One update, and its norms for the log.
+
+    Returns:
+      The parameters and the optimizer's state after it, and Euclidean norms, each over all arrays: of the
+      gradient, of the new parameters, and of how far they moved, with what float32 rounds.
+    """
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     updated = optax.apply_updates(params, updates)
     norms = {

@@ -122,14 +122,10 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
             make_targets=lambda batch, views: (batch.label,) if labelled else (),
         )
 
-    def update(gradient: Any, given: Any) -> Any:
-        params, opt_state = given
-        params, opt_state, norms = training.update(params, opt_state, gradient, start.optimizer)
-        return (params, opt_state), norms
-
     compiled = partial(jax.jit, compiler_options=training.compiler_options(mesh.devices.flat[0]))
     fetch, views, gradient = map(compiled, (steps.batches.fetch, views, gradient))
-    update = compiled(update, donate_argnums=1)  # as the step is given its state
+    update = partial(training.update, optimizer=start.optimizer)
+    update = compiled(update, donate_argnums=(0, 1))  # as the step is given its state
     updated = jax.tree.map(jnp.copy, (state.params, state.opt_state))
 
     def next_batch() -> Any:
@@ -138,7 +134,7 @@ def _parts(steps: Steps) -> dict[str, Callable[[], Any]]:
 
     def next_update() -> Any:
         nonlocal updated
-        updated, norms = update(found, updated)
+        *updated, norms = update(*updated, found)
         return updated, norms
 
     batch = next_batch()
