@@ -13,7 +13,11 @@ from simclr_jax import paths, profiling, train
 from simclr_jax.config import default_config
 from simclr_jax.interrupt import StopRequest
 
-pytestmark = pytest.mark.usefixtures("kept_compilations")
+pytestmark = [
+    pytest.mark.usefixtures("kept_compilations"),
+    # Python 3.12 says so of jaxlib's type of an event's statistics, where an exception ends the process.
+    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning"),
+]
 
 
 def traces(workdir):
