@@ -28,20 +28,24 @@ def definition(x, kernel, cotangent, stride):
 
 # Sides even and odd, parts of images and a number of images that has no divisors.
 CASES = {
-    "winograd": (8, (8, 6), 64, 72, 3, 1),
-    "winograd in parts": (12, (32, 32), 64, 64, 3, 1),
-    "winograd, odd sides": (3, (7, 9), 64, 64, 3, 1),
-    "winograd, thirteen images": (13, (40, 38), 64, 64, 3, 1),
+    "winograd": (8, (8, 6), 128, 136, 3, 1),
+    "winograd in parts": (12, (32, 32), 128, 128, 3, 1),
+    "winograd, odd sides": (3, (7, 9), 128, 128, 3, 1),
+    "winograd, thirteen images": (13, (40, 38), 128, 128, 3, 1),
+    "64 channels": (4, (12, 10), 64, 64, 3, 1),  # winograd's or XLA's by the version of jax
+    "narrow": (8, (10, 12), 16, 24, 3, 1),
+    "narrow in parts": (60, (32, 32), 16, 32, 3, 1),
     "odd sides": (4, (3, 3), 128, 136, 3, 1),
     "odd sides of two lengths": (3, (5, 3), 128, 128, 3, 1),
     "odd sides, few channels": (4, (3, 3), 64, 64, 3, 1),
     "few channels": (4, (6, 6), 8, 64, 3, 1),
-    "stride": (4, (8, 8), 64, 72, 3, 2),
-    "stride in parts": (12, (32, 32), 64, 64, 3, 2),
-    "stride, odd sides": (3, (7, 9), 64, 64, 3, 2),
-    "stride, one odd side": (3, (8, 5), 64, 64, 3, 2),
+    "stride": (4, (8, 8), 128, 136, 3, 2),
+    "stride in parts": (12, (32, 32), 128, 128, 3, 2),
+    "stride, odd sides": (3, (7, 9), 128, 128, 3, 2),
+    "stride, one odd side": (3, (8, 5), 128, 128, 3, 2),
     "stride, one pixel": (4, (1, 1), 64, 64, 3, 2),
-    "stride, few channels": (4, (8, 8), 32, 64, 3, 2),
+    "stride, narrow": (4, (8, 7), 16, 32, 3, 2),
+    "stride, few channels": (4, (8, 8), 8, 64, 3, 2),
     "smaller than the kernel": (4, (2, 2), 64, 72, 3, 1),
     "smaller, one pixel": (3, (1, 1), 8, 6, 3, 1),
     "smaller, one axis": (3, (2, 5), 8, 6, 3, 1),
@@ -52,6 +56,7 @@ CASES = {
     "shortcut": (4, (8, 7), 64, 96, 1, 2),
     "pixelwise": (4, (5, 6), 16, 8, 1, 1),
     "stem": (6, (96, 64), 3, 64, 7, 2),
+    "narrow stem": (6, (40, 40), 3, 32, 7, 2),
     "odd stem": (2, (33, 32), 3, 64, 7, 2),
 }
 
@@ -87,6 +92,7 @@ def test_output_and_gradients_are_those_of_the_definition(case):
         ("winograd", 0),
         ("winograd in parts", 3),
         ("winograd, thirteen images", 3),
+        ("narrow in parts", 1),
         ("stride", 0),
         ("stride in parts", 3),
         ("stem", 1),
@@ -114,6 +120,23 @@ def test_other_types_and_platforms_get_the_convolution():
     assert convolutions(np.float32, lowering_platforms=("tpu",)) == 3
 
 
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [
+        ("few channels", 3),
+        ("narrow", 2),
+        ("stride, few channels", 3),
+        ("stride, narrow", 1),
+        ("narrow stem", 2),
+    ],
+)
+def test_with_few_channels_the_gradient_of_the_kernel_alone_is_not_xlas(case, count):
+    x, kernel, cotangent, stride = values(case)
+    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
+    program = compute.lower(convolve, x, kernel, cotangent, stride).as_text()
+    assert program.count("stablehlo.convolution") == count
+
+
 @pytest.mark.parametrize("case", ["smaller than the kernel", "smaller, stem"])
 def test_small_maps_in_bfloat16_are_rounded_once(case):
     *arrays, stride = values(case)
@@ -128,7 +151,7 @@ def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
     traced = []
     compute = winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *a, **kw: traced.append(0) or compute(*a, **kw))
-    x, kernel = jnp.zeros((3, 6, 14, 64)), jnp.zeros((3, 3, 64, 64))  # of no other test
+    x, kernel = jnp.zeros((3, 6, 14, 128)), jnp.zeros((3, 3, 128, 128))  # of no other test
 
     def twice(x, kernel):
         return jnp.sum(convolve(convolve(x, kernel, 1), kernel, 1))

@@ -3,8 +3,9 @@
 By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
 those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, those of stride 2 by
 `patches`, those of maps too small for `winograd` by `taps`, as are, in any type, those of maps smaller than
-their kernel: all as products of matrices. Results are those of the definition to 1e-5 of their standard
-deviation. What was measured, and what else was tried: docs/performance.md.
+their kernel: all as products of matrices. With few channels XLA's are as fast, but for the gradient of the
+kernel. Results are those of the definition to 1e-5 of their standard deviation. What was measured, and what
+else was tried: docs/performance.md.
 """
 
 import functools
@@ -15,8 +16,12 @@ import jax.numpy as jnp
 from simclr_jax.convolution import patches, taps, winograd
 from simclr_jax.convolution.parts import product_of_rows
 
-_LEAST_CHANNELS = 64  # with fewer XLA's convolution is as fast
-_LEAST_CHANNELS_OF_TAPS = 128  # likewise
+# With fewer channels XLA's convolution is as fast. With 64 it became so in jax 0.11 (from Python 3.12 on):
+# 29 ms instead of 68, while its gradient of the kernel still takes 115, ours 44.
+_LEAST_CHANNELS = 64 if jax.__version_info__ < (0, 11) else 128
+_LEAST_CHANNELS_OF_GRADIENT = 16  # of the kernel, and of maps where the stride is 2
+_LEAST_CHANNELS_OF_STEM = 32
+_LEAST_CHANNELS_OF_TAPS = 128
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -76,9 +81,9 @@ def _plain_gradients(
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if _suits_taps(x, kernel, stride):
         return taps.convolve(x, kernel, stride)
-    if _suits_winograd(x, kernel, stride):
+    if _suits_winograd(x, kernel, stride) and _is_wide(kernel, _LEAST_CHANNELS):
         return winograd.convolve(x, kernel)
-    if _suits_patches(kernel, stride):
+    if (len(kernel), stride) == (3, 2) and _is_wide(kernel, _LEAST_CHANNELS):
         return patches.convolve(x, kernel)
     return _plain(x, kernel, stride)
 
@@ -90,10 +95,11 @@ def _cpu_gradients(
     if _suits_taps(x, kernel, stride):
         return jax.vjp(functools.partial(taps.convolve, stride=stride), x, kernel)[1](cotangent)
     of_input, of_kernel = _plain_gradients(x, kernel, cotangent, stride)  # what is not used is not computed
-    if _suits_winograd(x, kernel, stride):
-        of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
+    if _suits_winograd(x, kernel, stride) and _is_wide(kernel, _LEAST_CHANNELS_OF_GRADIENT):
+        if _is_wide(kernel, _LEAST_CHANNELS):
+            of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
         of_kernel = winograd.kernel_gradient(x, cotangent)
-    elif _suits_patches(kernel, stride):
+    elif (len(kernel), stride) == (3, 2) and _is_wide(kernel, _LEAST_CHANNELS_OF_GRADIENT):
         of_input = patches.input_gradient(x, kernel, cotangent)
         of_kernel = patches.kernel_gradient(x, cotangent)
     elif _is_large_stem(x, kernel, stride):
@@ -105,15 +111,12 @@ def _cpu_gradients(
 
 def _suits_taps(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     smaller = min(x.shape[1:3]) < len(kernel)
-    return smaller or (_is_wide(kernel, _LEAST_CHANNELS_OF_TAPS) and _is_3x3(kernel, stride) and _is_odd(x))
+    wide = _is_wide(kernel, _LEAST_CHANNELS_OF_TAPS)
+    return smaller or (wide and (len(kernel), stride) == (3, 1) and _is_odd(x))
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    return _is_3x3(kernel, stride) and _is_wide(kernel) and not _is_odd(x)
-
-
-def _is_3x3(kernel: jax.Array, stride: int) -> bool:
-    return len(kernel) == 3 and stride == 1
+    return (len(kernel), stride) == (3, 1) and not _is_odd(x)
 
 
 def _is_odd(x: jax.Array) -> bool:
@@ -122,15 +125,11 @@ def _is_odd(x: jax.Array) -> bool:
     return 4 * -(-height // 2) * -(-width // 2) >= 1.4 * height * width
 
 
-def _suits_patches(kernel: jax.Array, stride: int) -> bool:
-    return len(kernel) == 3 and stride == 2 and _is_wide(kernel)
-
-
-def _is_wide(kernel: jax.Array, least: int = _LEAST_CHANNELS) -> bool:
+def _is_wide(kernel: jax.Array, least: int) -> bool:
     return min(kernel.shape[2:]) >= least and kernel.dtype == jnp.float32
 
 
 def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
-    wide = kernel.shape[3] >= _LEAST_CHANNELS and kernel.dtype == jnp.float32
+    wide = kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM and kernel.dtype == jnp.float32
     return len(kernel) == 7 and stride == 2 and even and wide
