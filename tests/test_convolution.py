@@ -130,7 +130,7 @@ def test_other_types_and_platforms_get_the_convolution():
         ("narrow stem", 2),
     ],
 )
-def test_with_few_channels_the_gradient_of_the_kernel_alone_is_not_xlas(case, count):
+def test_with_few_channels_only_what_gains_by_it_is_not_xlas(case, count):
     x, kernel, cotangent, stride = values(case)
     compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
     program = compute.lower(convolve, x, kernel, cotangent, stride).as_text()
