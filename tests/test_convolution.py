@@ -76,6 +76,13 @@ def output_and_gradients(function, x, kernel, cotangent, stride):
     return output, *pull_back(cotangent)
 
 
+def lowered(case):
+    """The text of the program, before XLA's compiler."""
+    x, kernel, cotangent, stride = values(case)
+    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
+    return compute.lower(convolve, x, kernel, cotangent, stride).as_text()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_those_of_the_definition(case):
     x, kernel, cotangent, stride = values(case)
@@ -100,10 +107,7 @@ def test_output_and_gradients_are_those_of_the_definition(case):
     ],
 )
 def test_large_maps_are_computed_in_parts_and_small_ones_at_once(case, loops):
-    x, kernel, cotangent, stride = values(case)
-    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
-    program = compute.lower(convolve, x, kernel, cotangent, stride).as_text()
-    assert program.count("stablehlo.while") == loops
+    assert lowered(case).count("stablehlo.while") == loops
 
 
 def test_other_types_and_platforms_get_the_convolution():
@@ -131,10 +135,7 @@ def test_other_types_and_platforms_get_the_convolution():
     ],
 )
 def test_with_few_channels_only_what_gains_by_it_is_not_xlas(case, count):
-    x, kernel, cotangent, stride = values(case)
-    compute = jax.jit(output_and_gradients, static_argnums=(0, 4))
-    program = compute.lower(convolve, x, kernel, cotangent, stride).as_text()
-    assert program.count("stablehlo.convolution") == count
+    assert lowered(case).count("stablehlo.convolution") == count
 
 
 @pytest.mark.parametrize("case", ["smaller than the kernel", "smaller, stem"])

@@ -81,9 +81,9 @@ def _plain_gradients(
 def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if _suits_taps(x, kernel, stride):
         return taps.convolve(x, kernel, stride)
-    if _suits_winograd(x, kernel, stride) and _is_wide(kernel, _LEAST_CHANNELS):
+    if _suits_winograd(x, kernel, stride, _LEAST_CHANNELS):
         return winograd.convolve(x, kernel)
-    if (len(kernel), stride) == (3, 2) and _is_wide(kernel, _LEAST_CHANNELS):
+    if _suits_patches(kernel, stride, _LEAST_CHANNELS):
         return patches.convolve(x, kernel)
     return _plain(x, kernel, stride)
 
@@ -95,11 +95,11 @@ def _cpu_gradients(
     if _suits_taps(x, kernel, stride):
         return jax.vjp(functools.partial(taps.convolve, stride=stride), x, kernel)[1](cotangent)
     of_input, of_kernel = _plain_gradients(x, kernel, cotangent, stride)  # what is not used is not computed
-    if _suits_winograd(x, kernel, stride) and _is_wide(kernel, _LEAST_CHANNELS_OF_GRADIENT):
+    if _suits_winograd(x, kernel, stride, _LEAST_CHANNELS_OF_GRADIENT):
         if _is_wide(kernel, _LEAST_CHANNELS):
             of_input = winograd.convolve(cotangent, kernel[::-1, ::-1], backwards=True)
         of_kernel = winograd.kernel_gradient(x, cotangent)
-    elif (len(kernel), stride) == (3, 2) and _is_wide(kernel, _LEAST_CHANNELS_OF_GRADIENT):
+    elif _suits_patches(kernel, stride, _LEAST_CHANNELS_OF_GRADIENT):
         of_input = patches.input_gradient(x, kernel, cotangent)
         of_kernel = patches.kernel_gradient(x, cotangent)
     elif _is_large_stem(x, kernel, stride):
@@ -115,8 +115,12 @@ def _suits_taps(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     return smaller or (wide and (len(kernel), stride) == (3, 1) and _is_odd(x))
 
 
-def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    return (len(kernel), stride) == (3, 1) and not _is_odd(x)
+def _suits_winograd(x: jax.Array, kernel: jax.Array, stride: int, least: int) -> bool:
+    return (len(kernel), stride) == (3, 1) and _is_wide(kernel, least) and not _is_odd(x)
+
+
+def _suits_patches(kernel: jax.Array, stride: int, least: int) -> bool:
+    return (len(kernel), stride) == (3, 2) and _is_wide(kernel, least)
 
 
 def _is_odd(x: jax.Array) -> bool:
