@@ -3,8 +3,8 @@
 Source: the views of configs/cifar10.py, shrunk as configs/shapes.py is: the ImageNet stem on views of 40
 pixels at half width costs a CPU half of what the 3x3 stem costs on 32 at quarter width.
 Command: python -m simclr_jax.train --config configs/cifar10_cpu.py
-Hardware, time, accuracy: two CPU cores, 19 minutes (tests ran beside it), 1-NN 49.1 % on JPEG-re-encoded
-CIFAR-10, where raw pixels reach 36.7 % and the untrained encoder 26.5 % (one run, seed 0).
+Hardware, time, accuracy: two CPU cores (Xeon, 2.8 GHz), 20 minutes, 1-NN 50.0 % on JPEG-re-encoded CIFAR-10,
+where raw pixels reach 36.7 % and the untrained encoder 26.5 % (one run, seed 0).
 """
 
 from simclr_jax.config import Config, default_config

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.convolution import convolve, winograd
+from simclr_jax.convolution import convolve, stem, winograd
 
 
 def definition(x, kernel, cotangent, stride):
@@ -91,6 +91,13 @@ def test_output_and_gradients_are_those_of_the_definition(case):
     for got, wanted in zip(found, expected, strict=True):
         assert got.dtype == jnp.float32 and got.shape == wanted.shape
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * float(np.std(wanted)))
+
+
+def test_the_stem_of_blocks_is_that_of_the_definition():
+    x, kernel, cotangent, stride = values("narrow stem")  # by blocks or by XLA's by the version of jax
+    expected = definition(x, kernel, cotangent, stride)[0]
+    found = stem.convolve(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * float(np.std(expected)))
 
 
 @pytest.mark.parametrize(

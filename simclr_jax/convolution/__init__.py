@@ -2,10 +2,10 @@
 
 By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
 those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, those of stride 2 by
-`patches`, those of maps too small for `winograd` by `taps`, as are, in any type, those of maps smaller than
-their kernel: all as products of matrices. With few channels XLA's are as fast, but for the gradient of the
-kernel. Results are those of the definition to 1e-5 of their standard deviation. What was measured, and what
-else was tried: docs/performance.md.
+`patches`, the first by `stem`, those of maps too small for `winograd` by `taps`, as are, in any type, those
+of maps smaller than their kernel: most as products of matrices. With few channels XLA's are as fast, but for
+the gradient of the kernel. Results are those of the definition to 1e-5 of their standard deviation. What was
+measured, and what else was tried: docs/performance.md.
 """
 
 import functools
@@ -13,14 +13,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.convolution import patches, taps, winograd
+from simclr_jax.convolution import patches, stem, taps, winograd
 from simclr_jax.convolution.parts import product_of_rows
 
 # With fewer channels XLA's convolution is as fast. With 64 it became so in jax 0.11 (from Python 3.12 on):
 # 29 ms instead of 68, while its gradient of the kernel still takes 115, ours 44.
 _LEAST_CHANNELS = 64 if jax.__version_info__ < (0, 11) else 128
 _LEAST_CHANNELS_OF_GRADIENT = 16  # of the kernel, and of maps where the stride is 2
-_LEAST_CHANNELS_OF_STEM = 32
+_LEAST_CHANNELS_OF_STEM_GRADIENT = 32
+# Before jax 0.11 XLA's narrow stem takes up to six times as long as that of blocks: 85 ms instead of 15.
+_MOST_CHANNELS_OF_STEM_BLOCKS = 32 if jax.__version_info__ < (0, 11) else 0
 _LEAST_CHANNELS_OF_TAPS = 128
 
 
@@ -85,6 +87,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return winograd.convolve(x, kernel)
     if _suits_patches(kernel, stride, _LEAST_CHANNELS):
         return patches.convolve(x, kernel)
+    if _is_stem(x, kernel, stride) and kernel.shape[3] <= _MOST_CHANNELS_OF_STEM_BLOCKS:
+        return stem.convolve(x, kernel)
     return _plain(x, kernel, stride)
 
 
@@ -102,8 +106,8 @@ def _cpu_gradients(
     elif _suits_patches(kernel, stride, _LEAST_CHANNELS_OF_GRADIENT):
         of_input = patches.input_gradient(x, kernel, cotangent)
         of_kernel = patches.kernel_gradient(x, cotangent)
-    elif _is_large_stem(x, kernel, stride):
-        of_kernel = patches.stem_kernel_gradient(x, cotangent)
+    elif _is_stem(x, kernel, stride) and kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM_GRADIENT:
+        of_kernel = stem.kernel_gradient(x, cotangent)
     elif len(kernel) == 1 and x.dtype == jnp.float32:
         of_kernel = product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
     return of_input, of_kernel
@@ -133,7 +137,6 @@ def _is_wide(kernel: jax.Array, least: int) -> bool:
     return min(kernel.shape[2:]) >= least and kernel.dtype == jnp.float32
 
 
-def _is_large_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+def _is_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
-    wide = kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM and kernel.dtype == jnp.float32
-    return len(kernel) == 7 and stride == 2 and even and wide
+    return (len(kernel), stride) == (7, 2) and even and kernel.dtype == jnp.float32

@@ -54,43 +54,35 @@ def input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax
     return parts.put_together(compute, _count(len(x), tall * wide, len(weights)), cotangent)
 
 
-def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """The gradient [3, 3, C, D] of `convolve` at the kernel; arguments are those of `input_gradient`."""
-    return _kernel_gradient(x, cotangent, 3, 2, (1, 1)).reshape(3, 3, x.shape[3], -1)
-
-
-def stem_kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """The gradient at a 7x7 kernel with stride 2, of maps with even sides.
-
-    With one row and column of zeros more in front the kernel is 4x4 on blocks of two by two pixels, whose
-    patches are put together from 16 slices instead of 49.
+def kernel_gradient(
+    x: jax.Array,
+    cotangent: jax.Array,
+    *,
+    side: int = 3,
+    stride: int = 2,
+    padding: tuple[int, int] = (1, 1),
+) -> jax.Array:
+    """The gradient at the kernel, of `convolve` or of another convolution.
 
     Args:
       x: float32 [N, H, W, C].
-      cotangent: float32 [N, H / 2, W / 2, D].
+      cotangent: float32 [N, height, width, D].
+      side: of the kernel.
+      stride: in both directions.
+      padding: zeros in front of and behind the map, in both directions.
 
     Returns:
-      float32 [7, 7, C, D].
+      float32 [side, side, C, D].
     """
-    n, height, width, channels = x.shape
-    blocks = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    blocks = blocks.reshape(n, height // 2, width // 2, 4 * channels)
-    found = _kernel_gradient(blocks, cotangent, 4, 1, (2, 1))
-    by_pixel = found.reshape(4, 4, 2, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    return by_pixel.reshape(8, 8, channels, -1)[1:, 1:]
-
-
-def _kernel_gradient(
-    x: jax.Array, cotangent: jax.Array, side: int, stride: int, padding: tuple[int, int]
-) -> jax.Array:
-    """[side² C, D], of maps padded so on each side."""
 
     def compute(x: jax.Array, cotangent: jax.Array) -> jax.Array:
         # The other way around the product takes up to 1.3 times as long.
         return parts.product_of_rows(cotangent, _patches(x, side, stride, padding))
 
-    n, height, width = cotangent.shape[:3]
-    return parts.add_up(compute, _count(n, height * width, side * side * x.shape[3]), x, cotangent).T
+    n, height, width, out = cotangent.shape
+    channels = x.shape[3]
+    count = _count(n, height * width, side * side * channels)
+    return parts.add_up(compute, count, x, cotangent).T.reshape(side, side, channels, out)
 
 
 def _patches(x: jax.Array, side: int, stride: int, padding: tuple[int, int]) -> jax.Array:
