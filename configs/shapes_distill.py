@@ -4,8 +4,8 @@ Source: SimCLRv2 (https://arxiv.org/abs/2006.10029, section 3), self-distillatio
 pretrained encoder, as these are few steps, and the views keep the colour changes of configs/shapes.py.
 Command: python -m simclr_jax.distill --config configs/shapes_distill.py
 Before it: python -m simclr_jax.finetune --config configs/shapes_finetune.py
-Hardware, time, accuracy: two cores of a Xeon at 2.8 GHz, 71 s, top-1 63.9 % from a teacher of 64.6 % (labels
-of seed 0; with sums in another order 61.1 from 60.5 and 62.6 from 61.9 %, and 53.3 and 55.5 from 52.0 and
+Hardware, time, accuracy: two cores of a Xeon at 2.3 GHz, 54 s, top-1 60.7 % from a teacher of 59.7 % (labels
+of seed 0; with sums in another order 61.1 from 60.5 and 63.9 from 64.6 %, and 53.3 and 55.5 from 52.0 and
 55.0 % with those of 1 and 2).
 """
 
