@@ -50,8 +50,8 @@ FOUR = Transforms(
 _PART_BYTES = 5 << 19  # of a map at most; with a quarter to twice as much it takes up to 1.5 times as long
 
 # Transforms all before products, and these all before what is made of them. With jax 0.12 the output of 64
-# maps of 8x8x256 takes so 12 ms instead of 14, the gradient of the kernel at 32x32x64 26 instead of 30; with
-# jax 0.10 it makes no difference.
+# maps of 8x8x256 then takes 12 ms instead of 14, the gradient of the kernel at 32x32x64 26 instead of 30;
+# with jax 0.10 it makes no difference.
 _all_first = jax.lax.optimization_barrier
 
 
