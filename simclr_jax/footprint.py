@@ -5,14 +5,14 @@ estimate, which takes a second and holds for any device.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from flax import nnx
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, remat_p
 
+from simclr_jax import flops
 from simclr_jax.training import TrainState, forward
 
 Views = Sequence[jax.Array] | Sequence[jax.ShapeDtypeStruct]
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
     name: str
     parameters: int
-    flops: float  # floating-point operations a step, on all devices together
+    flops: int  # of a step, on all devices together; see `flops.count`
 
 
 def compiled_memory(program: jax.stages.Compiled, state: TrainState) -> Memory:
@@ -73,18 +73,16 @@ def estimated_memory(
 def step_parts(
     graphdef: nnx.GraphDef,
     state: TrainState,
-    optimizer: optax.GradientTransformation,
     *,
     views: Views,
     loss: Callable[[jax.Array], jax.Array],
     microbatches: bool,
 ) -> list[Part]:
-    """The parts of a step after its views, counted before the compiler changes anything.
+    """The parts of a step after its views that have FLOPs, before the compiler changes anything.
 
     Args:
       graphdef: structure of the model in training.
       state: arrays or their shapes.
-      optimizer: takes gradients to updates.
       views: those of a batch, one array a pass; arrays or their shapes.
       loss: outputs [views * B, D] to a scalar.
       microbatches: whether the outputs are computed twice.
@@ -99,27 +97,19 @@ def step_parts(
     def outputs(params: Any, batch_stats: Any, views: Any) -> jax.Array:
         return forward(graphdef, params, batch_stats, views)[0]
 
-    def gradient(params: Any, batch_stats: Any, views: Any) -> Any:
-        return jax.grad(lambda params: loss(outputs(params, batch_stats, views)))(params)
+    def with_gradient(params: Any, batch_stats: Any, views: Any) -> Any:
+        return jax.value_and_grad(lambda params: loss(outputs(params, batch_stats, views)))(params)
 
-    encoder, forwards = _flops(encode, *weights, views), _flops(outputs, *weights, views)
-    compared = _flops(loss, jax.eval_shape(outputs, *weights, views))
-    whole = _flops(gradient, *weights, views)
+    encoder, forwards = flops.count(encode, *weights, views), flops.count(outputs, *weights, views)
+    compared = flops.count(loss, jax.eval_shape(outputs, *weights, views))
+    whole = flops.count(with_gradient, *weights, views)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()}
     return [
         Part("encoder", counts.pop("encoder"), times * encoder),
         Part(" and ".join(counts), sum(counts.values()), times * (forwards - encoder)),
         Part("loss", 0, compared),
         Part("gradient", 0, whole - forwards - compared),
-        Part("update", 0, _flops(optimizer.update, state.params, state.opt_state, state.params)),
     ]
-
-
-def _flops(function: Callable[..., Any], *arguments: Any) -> float:
-    # As an accelerator gets it: for a CPU convolutions are loops (`convolution`), of which no FLOPs are told.
-    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
-    costs: Any = lowered.cost_analysis()
-    return costs["flops"]
 
 
 def _bytes(arrays: Any) -> int:
@@ -148,7 +138,7 @@ def _keep_maps(jaxpr: Any, kept: dict[Any, Any], outside: dict[Any, Any], place:
 
     again = 0
     for number, equation in enumerate(jaxpr.eqns):
-        inner = list(_inner(equation))
+        inner = list(flops.inner_programs(equation))
         if equation.primitive is remat_p:
             keep(equation.invars)
             again = max([again, *(_bytes(_maps(jaxpr)[0]) for jaxpr in inner)])
@@ -163,15 +153,6 @@ def _keep_maps(jaxpr: Any, kept: dict[Any, Any], outside: dict[Any, Any], place:
         elif equation.primitive in (conv_general_dilated_p, dot_general_p):
             keep([equation.invars[0], *equation.outvars])
     return again
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        # Of the forms that platforms have (`convolution`) the last is that of accelerators.
-        value = value[-1] if isinstance(value, tuple) and value else value
-        jaxpr = getattr(value, "jaxpr", value)
-        if hasattr(jaxpr, "eqns"):
-            yield jaxpr
 
 
 def _is_map(variable: Any) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from simclr_jax import footprint, recipe
+from simclr_jax import flops, footprint, recipe
 from simclr_jax.config import Config
 from simclr_jax.footprint import Memory, Part
 from simclr_jax.recipe import Start
@@ -24,7 +24,7 @@ def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compi
         (part.name, f"{part.parameters:,}" if part.parameters else "–", f"{part.flops / 1e9:,.2f}")
         for part in found
     ]
-    note = "GFLOP of a step, that of making the views apart, before the compiler changes anything"
+    note = "GFLOP of a step's convolutions and products, before the compiler changes anything"
     if config.train.remat:
         note += "; the gradient's have what is computed again"
     memory = footprint.compiled_memory(program, start.state)
@@ -38,9 +38,9 @@ def describe(config: Config, start: Start, mesh: Mesh, program: jax.stages.Compi
 
 
 def step_parts(config: Config, start: Start, mesh: Mesh) -> list[Part]:
-    """The parts of a run's step after its views, as `footprint.step_parts` counts them."""
+    """The parts of a run's step: its views, and those that `footprint.step_parts` counts."""
 
-    # Of loops, and of what is split over devices, a program that is not compiled yet tells no FLOPs.
+    # As the paper has it: in tiles similarities are computed again for the gradient.
     plain = copy.deepcopy(config)
     plain.loss.form = "plain"
 
@@ -49,14 +49,18 @@ def step_parts(config: Config, start: Start, mesh: Mesh) -> list[Part]:
         targets = {"pretrain": (), "finetune": (labels,), "distill": (outputs, labels)}[config.stage]
         return recipe.build_loss(plain, mesh)(outputs, *targets)[0]
 
-    return footprint.step_parts(
-        start.graphdef,
-        start.state,
-        start.optimizer,
-        views=_view_shapes(config, mesh),
-        loss=loss,
-        microbatches=recipe.microbatches(config) > 1,
-    )
+    microbatches = recipe.microbatches(config) > 1  # for which views are made twice
+    views = flops.count(recipe.build_views(config, mesh), *_batch_shapes(config))
+    return [
+        Part("views", 0, 2 * views if microbatches else views),
+        *footprint.step_parts(
+            start.graphdef,
+            start.state,
+            views=_view_shapes(config, mesh),
+            loss=loss,
+            microbatches=microbatches,
+        ),
+    ]
 
 
 def memory_table(memory: Memory) -> Table:
@@ -128,9 +132,13 @@ def _smaller_part(config: Config, start: Start, mesh: Mesh, data_bytes: int, lim
 
 def _view_shapes(config: Config, mesh: Mesh) -> Any:
     """Of a batch, one array a pass."""
+    return jax.eval_shape(recipe.build_views(config, mesh), *_batch_shapes(config))
+
+
+def _batch_shapes(config: Config) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What views are made of: keys, canvas and extent."""
     count, side = config.train.batch_size, config.data.canvas_size
-    return jax.eval_shape(
-        recipe.build_views(config, mesh),
+    return (
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
         jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8),
         jax.ShapeDtypeStruct((count, 2), jnp.int32),

@@ -136,7 +136,7 @@ def test_the_file_has_the_figures_and_where_they_are_from(alone):
 
 
 def test_the_work_is_that_of_the_network(alone):
-    """A ResNet-10 sees 8 views of 16 pixels; its gradient costs about twice its output."""
+    """A ResNet-10 sees 8 views of 16 pixels, and its gradient costs twice its output."""
     work = alone[1]["workloads"]["tiny"]["least_work"]
 
     def taps(side, kernel, stride):
@@ -149,10 +149,10 @@ def test_the_work_is_that_of_the_network(alone):
         c * c * (taps(side, 3, 2) / 2 + taps(-(-side // 2), 3, 1) + taps(side, 1, 2) / 2)
         for side, c in ((4, 128), (2, 256), (1, 512))
     )
+    head, similarities = 512 * 8 + 8 * 8, 8 * 8
+    forward = stem + first + rest + head + similarities
+    assert work["flops"] == 8 * 2 * (3 * forward - stem)  # views have no gradient
     weights = 4_910_000
-    products = 8 * 2 * (3 * (stem + first + rest) - stem)  # views have no gradient
-    least = products + 5 * weights  # with SGD; what is done map by map is little
-    assert least < work["flops"] < 1.07 * least
     assert work["bytes"] > 2 * 3 * 4 * weights  # parameters, momentum, gradient
 
 

@@ -29,7 +29,7 @@ def test_a_dry_run_tells_what_a_step_takes_and_leaves_nothing(tmp_path, capsys):
     assert not workdir.exists()
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("  ")[1]: line.split() for line in lines if line.startswith("  ")}
-    assert {"encoder", "head", "loss", "gradient", "update", "in all"} <= rows.keys()
+    assert {"views", "encoder", "head", "loss", "gradient", "in all"} <= rows.keys()
     assert {"weights and optimizer", "images", "work"} <= rows.keys()
     parameters = [int(rows[name][-2].replace(",", "")) for name in ("encoder", "head")]
     assert f"{sum(parameters):,} parameters" in "\n".join(lines)
