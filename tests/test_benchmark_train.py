@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import types
 import warnings
 from typing import Any
 
@@ -54,6 +55,9 @@ class InThisProcess:
 
     def ask(self, method, *arguments):
         return getattr(self._made, method)(*arguments)
+
+    def end(self):
+        pytest.fail("it did not fail")
 
     def __enter__(self):
         return self
@@ -168,34 +172,43 @@ def test_pytorch_is_measured_without_ours(beside):
 
 
 class Told:
-    """A worker whose steps take what it is told, in seconds."""
+    """A worker whose steps take what it is told, in seconds, and which fails the n-th time it is asked so."""
 
-    def __init__(self, *seconds, fails=None):
-        self._seconds, self._fails, self.asked = list(seconds), fails, []
+    def __init__(self, *seconds, fails=None, time=1):
+        self._seconds, self._fails, self._time = list(seconds), fails, time
+        self.asked, self.ended = [], 0
 
     def ask(self, method, *arguments):
         self.asked.append((method, *arguments))
-        if method == self._fails:
-            raise apart.WorkerError("Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory.\n")
+        if sum(asked[0] == self._fails for asked in self.asked) == self._time:
+            raise apart.WorkerError("Traceback ...\nMemory: full\nTry this", "torch.OutOfMemoryError: full")
         if method == "time":
-            what, count = arguments
-            return count * (self._seconds[len(self.asked) % len(self._seconds)] if what == "step" else 0.1)
-        return {"start": {"start_seconds": 9.0}, "peak": None}[method]
+            return self._seconds[len(self.asked) % len(self._seconds)] if arguments[0] == "step" else 0.1
+        return {"start": {"start_seconds": 9.0, "uncompiled": "no C++"}, "peak": None}[method]
+
+    def end(self):
+        self.ended += 1
 
 
-def test_a_turn_is_a_second_or_a_step_and_who_fails_is_left_out():
-    quick, slow, failed = Told(0.1), Told(4.0), Told(1.0, fails="peak")
+@pytest.mark.parametrize("failed", [Told(1.0, fails="peak"), Told(1.0, fails="time", time=9)])
+def test_a_turn_is_a_second_or_a_step_and_who_fails_is_left_out(failed):
+    """At the beginning, or in a later turn."""
+    quick, slow = Told(0.1), Told(4.0)
     workers: Any = {"ours": quick, "torchvision": slow, "kornia": failed}
     found = train.measure(workers, batch=8, steps=0, repeats=2)
     assert ("time", "step", 10) in quick.asked and ("time", "views", 3) in quick.asked
     assert ("time", "step", 1) in slow.asked
-    assert found["kornia"] == {"not_run": "torch.OutOfMemoryError: CUDA out of memory."}
+    assert found["kornia"].pop("traceback").endswith("Try this")
+    assert found["kornia"] == {"not_run": "torch.OutOfMemoryError: full"}
+    assert failed.ended == 1 and quick.ended == slow.ended == 0
+    assert sum(method == "time" for method, *_ in failed.asked) in (0, 9)
     compared, floor = train.compare(found, {"flops": 1e9, "bytes": 5e9}, product_rate=1e11, copy_rate=1e11)
     assert compared["torchvision"]["times_slower"] == 40
     assert compared["ours"]["share_of_product_rate"] == 0.1
     assert floor == {"ms": 50, "bound": "bytes"}
     figures = {"name": "x", "about": "y", "side": 8, "batch": 8, "dtype": "float32", "on_cpu": True}
     text = table_text(train.table(figures | {"data": "z", "floor": floor, "frameworks": compared}))
+    assert "torchvision could not be compiled: no C++" in " ".join(text.split())
     rows = [line.split() for line in text.splitlines()[2:6]]
     assert rows[0][:4] == ["ours", "80.0", "80.0-80.0", "100"] and rows[0][-2:] == ["1.00", "x"]
     assert rows[1][-2:] == ["40.00", "x"] and set(rows[2][1:]) == {"–"}
@@ -235,12 +248,30 @@ def test_real_images_are_used_where_they_are_prepared(tmp_path):
 def test_a_worker_answers_and_tells_what_went_wrong():
     with apart.Worker("json", "JSONDecoder") as worker:
         assert worker.ask("decode", "[1]") == [1]
-        with pytest.raises(apart.WorkerError, match="JSONDecodeError: Expecting value"):
+        with pytest.raises(apart.WorkerError, match="JSONDecodeError: Expecting value") as raised:
             worker.ask("decode", "[")
+        assert (
+            raised.value.reason == "json.decoder.JSONDecodeError: Expecting value: line 1 column 2 (char 1)"
+        )
         assert worker.ask("decode", "[2]") == [2]
         worker._process.kill()
         with pytest.raises(apart.WorkerError, match="killed"):
             worker.ask("decode", "[3]")
+
+
+def test_who_fails_is_ended_and_the_others_go_on():
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(apart.Worker("json", "JSONDecoder")) for name in ("sound", "failing")
+        }
+        group = apart.Group(workers)
+        assert group.ask("failing", "decode", "[") is None
+        assert not workers["failing"]._process.is_alive()
+        assert group.ask("failing", "decode", "[1]") is None and math.isnan(group.time("failing"))
+        assert group.ask("sound", "decode", "[1]") == [1]
+        assert list(group.failed) == ["failing"]
+        told = group.not_run("failing")
+    assert told["not_run"].startswith("json.decoder.JSONDecodeError") and "Traceback" in told["traceback"]
 
 
 def test_at_ctrl_c_a_worker_ends_at_once():
@@ -303,6 +334,28 @@ def test_logistic_regression_is_told_with_what_it_reached(monkeypatch, capsys, t
     ours = found["logistic"]["ours"]
     assert row[-3] == f"{ours['objective']:.7f}" and 0 < ours["objective"] < math.log(10)
     assert ours["first_seconds"] > 0 and ours["ms"]["least"] <= ours["ms"]["median"]
+
+
+def test_a_fit_that_fails_is_left_out(monkeypatch):
+    def answer(seconds, fails):
+        weights = np.zeros((8, 10)), np.zeros(10)
+
+        def ask(method):
+            if fails:
+                raise apart.WorkerError("RuntimeError: no cuBLAS")
+            return {"time": seconds, "solution": weights}[method]
+
+        return contextlib.nullcontext(types.SimpleNamespace(ask=ask, end=lambda: None))
+
+    made = iter([answer(0.5, fails=True), answer(2.0, fails=False), answer(3.0, fails=False)])
+    monkeypatch.setattr(apart, "Worker", lambda *_: next(made))
+    monkeypatch.setattr(logistic, "_ROWS", 30)
+    monkeypatch.setattr(logistic, "_WIDTH", 8)
+    found = logistic.measure(["ours", "torchvision", "kornia"], 2)
+    assert found["ours"]["not_run"] == "RuntimeError: no cuBLAS"
+    assert [found[name]["times_slower"] for name in ("torchvision", "kornia")] == [1, 1.5]
+    text = " ".join(table_text(logistic.table(found)).split())
+    assert "ours, probe.fit was not run: RuntimeError: no cuBLAS." in text
 
 
 def test_the_objective_of_zero_is_that_of_a_guess():

@@ -1,6 +1,7 @@
 """PyTorch's side of the benchmark of training: the same loss, the same step, views of the same ranges."""
 
 import math
+import time
 import warnings
 from typing import Any
 
@@ -144,11 +145,15 @@ def one_thread(monkeypatch):
     monkeypatch.setattr(torch_threads.os, "cpu_count", lambda: 1)
 
 
-def baseline(kind, task, images) -> Any:
+def baseline(kind, task, images, *, compiled=False) -> Any:
+    """Views are not compiled, which takes 15 s."""
     if kind == "loaded":
         return torch_train.Loaded(task, images, workers=0)
     pytest.importorskip("kornia")
-    return torch_train.Resident(task, images)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(torch, "compile", lambda function, fullgraph: function)
+        return torch_train.Resident(task, images)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -251,18 +256,64 @@ def test_steps_and_their_parts_are_timed_and_steps_alone_train(kind, images):
         assert found.time(what, 2) > 0
         same = all(map(torch.equal, weights, found.network.parameters()))
         assert same == (what in ("views", "gradient")), what
-        assert found.schedule.last_epoch == 3
+        assert found.schedule.last_epoch == 4  # one more than are timed
     assert 0 < found.time("input", 1) < 10
     assert (found.peak() or 1) > 0
-    assert found.schedule.last_epoch == 4
+    assert found.schedule.last_epoch == 5
 
 
 def test_workers_are_used_up_at_the_end_of_a_turn(images):
     found = torch_train.Loaded(make_task(make_config(**TASKS["joint"])), images, workers=1)
+    assert found.start()["start_seconds"] > 0
+    assert found.schedule.last_epoch == 1
     assert found.time("step", 1) > 0
-    assert found.schedule.last_epoch == 3  # two more before the one that is timed
+    assert found.schedule.last_epoch == 1 + 2 + 2  # two before the two that are timed
     assert next(found._batches, None) is None
     assert 0 <= found.time("input", 1) < found.time("step", 1)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_what_workers_deliver_in_bursts_is_timed_over_whole_ones(count, images):
+    """Four of them make a batch in 0.2 s each."""
+    found: Any = baseline("loaded", make_task(make_config()), images)
+    made = 0
+
+    class Bursts:
+        def __iter__(self):
+            nonlocal made
+            for made in range(1, found._order.count + 1):
+                time.sleep(0.2 if made % 4 == 1 else 0)
+                yield [torch.zeros(1)], torch.zeros(1)
+
+    found._workers, found._loader = 4, Bursts()
+    assert found.time("views", count) == pytest.approx(0.05, rel=0.2)
+    assert made == {1: 8, 4: 8, 9: 12}[count] + 2 * 8
+
+
+def test_compiled_views_are_those_that_are_not(images):
+    """Where nothing is drawn, as crops are all of a square image."""
+    off = dict.fromkeys(("flip", "jitter", "grayscale", "blur"), 0.0)
+    whole = off | {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "mean": (0.5, 0.4, 0.3)}
+    config = make_config(**{f"views.{name}": value for name, value in whole.items()})
+    square = images._replace(extent=np.repeat(images.extent[:, :1], 2, axis=1))
+    found = baseline("resident", make_task(config), square, compiled=True)
+    batch = found.fetch()
+    views, _ = found.make_views(batch)
+    assert not found._views_program.problem
+    for compiled, plain in zip(views, found._all_views(*batch[:2]), strict=True):
+        assert compiled.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_run_as_it_is_and_told(images, monkeypatch):
+    double = torch_train.Compiled(lambda x: x * 2 if x.sum().item() > 0 else x)
+    assert double(torch.ones(2)).tolist() == [2, 2] and double(-torch.ones(2)).tolist() == [-1, -1]
+    assert double.problem.startswith("torch._dynamo.exc.") and "\n" not in double.problem
+    found = baseline("resident", make_task(make_config()), images)
+    found._views_program = double
+    assert "uncompiled" not in baseline("resident", make_task(make_config()), images).start()
+    monkeypatch.setattr(torch_train._Baseline, "start", lambda self: {})
+    assert found.start() == {"uncompiled": double.problem}
 
 
 @pytest.mark.parametrize(

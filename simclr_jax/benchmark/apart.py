@@ -2,11 +2,12 @@
 
 import contextlib
 import importlib
+import math
 import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -14,7 +15,21 @@ _PATIENCE_SECONDS = 20  # for what a process is computing; then it is killed
 
 
 class WorkerError(Exception):
-    """What went wrong in the process, as a traceback, or that it was killed."""
+    """What went wrong in the process, as a traceback, or that it was killed.
+
+    Attributes:
+      reason: the same in one line.
+    """
+
+    def __init__(self, text: str, reason: str = ""):
+        """Of one line alone, `reason` is that."""
+        super().__init__(text)
+        self.reason = reason or text
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: its type, and the first line of its message."""
+    return traceback.format_exception_only(error)[0].splitlines()[0]
 
 
 class Worker:
@@ -55,7 +70,7 @@ class Worker:
         with self._alive():
             failed, found = self._connection.recv()
         if failed:
-            raise WorkerError(found)
+            raise WorkerError(*found)
         return found
 
     @contextlib.contextmanager
@@ -70,12 +85,49 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._process.terminate()
+            self.end()
         self._connection.close()
-        self._process.join(_PATIENCE_SECONDS if kind is not None else None)
+        self._process.join()
+
+    def end(self) -> None:
+        """Ends the process, whatever it does; what it holds is free afterwards."""
+        self._process.terminate()
+        self._process.join(_PATIENCE_SECONDS)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
+
+
+class Group:
+    """Workers that are asked in turns: who fails once is ended, and asked no more.
+
+    Attributes:
+      failed: by name, how.
+    """
+
+    def __init__(self, workers: Mapping[str, Worker]):
+        """Of running workers, by name."""
+        self._workers, self.failed = workers, dict[str, WorkerError]()
+
+    def ask(self, name: str, method: str, *arguments: Any) -> Any:
+        """What the method of one of them returns; None of one that fails, or has failed."""
+        if name in self.failed:
+            return None
+        try:
+            return self._workers[name].ask(method, *arguments)
+        except WorkerError as error:
+            self.failed[name] = error
+            self._workers[name].end()
+            return None
+
+    def time(self, name: str, *arguments: Any) -> float:
+        """Of its method `time`, which returns seconds; NaN where `ask` has None."""
+        seconds = self.ask(name, "time", *arguments)
+        return math.nan if seconds is None else seconds
+
+    def not_run(self, name: str) -> dict[str, str]:
+        """How one of `failed` did, for JSON: why, in a line, and the traceback."""
+        error = self.failed[name]
+        return {"not_run": error.reason, "traceback": str(error)}
 
 
 def _work(connection: Connection, module: str, name: str, arguments: tuple[Any, ...]) -> None:
@@ -90,6 +142,6 @@ def _work(connection: Connection, module: str, name: str, arguments: tuple[Any, 
                 if not made:
                     made.append(getattr(importlib.import_module(module), name)(*arguments))
                 answer = False, getattr(made[0], method)(*given)
-            except Exception:
-                answer = True, traceback.format_exc()
+            except Exception as error:
+                answer = True, (traceback.format_exc(), reason(error))
             connection.send(answer)

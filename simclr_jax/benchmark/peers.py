@@ -259,19 +259,22 @@ def kornia_operation(name: str, size: int, blur_kernel: int) -> Callable[[Any], 
     return apply
 
 
-def kornia_colors(options: Mapping[str, Any], blur_kernel: int) -> list[Any]:
+def kornia_colors(
+    options: Mapping[str, Any], blur_kernel: int, jitter_order: tuple[int, ...] | None = None
+) -> list[Any]:
     """What comes after the flip in the chain of a view, modules that take batches [N, 3, S, S] in turn.
 
     Args:
       options: as in `torchvision_chain`; what has a probability of 0 is left out.
       blur_kernel: side of the blur's kernel.
+      jitter_order: of brightness, contrast, saturation and hue, by number; by default drawn for each batch.
     """
     from kornia import augmentation  # pyright: ignore[reportMissingImports]
 
     strengths: dict[str, Any] = {name: options[name] for name in STRENGTHS}
     threshold, kernel = options["solarize_threshold"], (blur_kernel, blur_kernel)
     maybe = {
-        "jitter": augmentation.ColorJitter(**strengths, p=options["jitter"]),
+        "jitter": augmentation.ColorJitter(**strengths, p=options["jitter"], order=jitter_order),
         "grayscale": augmentation.RandomGrayscale(p=options["grayscale"]),
         "blur": augmentation.RandomGaussianBlur(kernel, options["blur_sigma"], p=options["blur"]),
         "solarize": augmentation.RandomSolarize((threshold, threshold), (0.0, 0.0), p=options["solarize"]),

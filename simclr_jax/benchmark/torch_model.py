@@ -115,6 +115,9 @@ def build_loss(task: Task) -> Callable[[Network, Sequence[torch.Tensor], torch.T
 def build_optimizer(task: Task, network: Network, *, fused: bool) -> torch.optim.Optimizer:
     """SGD or AdamW with the recipe's decay, on all parameters or on those with more than one axis.
 
+    Not `fused` it is as PyTorch has it by default, which its own `fused=False` is not: on a GPU a few
+    operations for all parameters together.
+
     Raises:
       ValueError: for another optimizer.
     """
@@ -132,9 +135,9 @@ def build_optimizer(task: Task, network: Network, *, fused: bool) -> torch.optim
     rate, momentum = task.learning_rate, chosen["momentum"]
     match chosen["name"]:
         case "sgd":
-            return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused)
+            return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused or None)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
+            return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused or None)
     raise ValueError(f"optimizer.name is {chosen['name']!r}; PyTorch's side has sgd and adamw")
 
 

@@ -5,16 +5,19 @@ import gc
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from PIL import Image
+from torch._dynamo.exc import TorchDynamoException  # pyright: ignore[reportMissingImports]
+from torch._inductor import config as inductor  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from torch.utils import data  # pyright: ignore[reportMissingImports]
 
-from simclr_jax.benchmark import peak, peers, torch_model, torch_threads
+from simclr_jax.benchmark import apart, peak, peers, torch_model, torch_threads
 from simclr_jax.benchmark.task import Images, Task
 
 _PREFETCH = 2  # batches a worker makes ahead, as `DataLoader` has it
@@ -77,6 +80,7 @@ class _Baseline:
     def __init__(self, task: Task, images: Images, *, fused: bool):
         torch.set_num_threads(os.cpu_count() or 1)
         torch.manual_seed(task.config["seed"])
+        torch.backends.cudnn.benchmark = True
         self.task, self.images = task, images
         self.batch_size = task.config["train"]["batch_size"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,21 +90,25 @@ class _Baseline:
         self.schedule = torch_model.build_schedule(task, self.optimizer)
         self._kept: dict[str, Any] = {}  # what the parts that are timed alone begin with
 
-    def start(self) -> dict[str, float]:
+    def start(self) -> dict[str, Any]:
         """Takes the first step, and on a CPU chooses the number of threads.
 
         Returns:
           `start_seconds`, all that comes before the second step, and `threads`.
         """
         began = time.perf_counter()
-        self.time("step", 1)
+        self.single_step()
+        self._wait()
         seconds = time.perf_counter() - began
         if self.device.type == "cpu":
-            torch_threads.choose(lambda: self.time("gradient", 1))
+            torch_threads.choose(lambda: self.gradient(*self._keep("views", self._views)))
         return {"start_seconds": seconds, "threads": torch.get_num_threads()}
 
     def time(self, what: str, count: int) -> float:
-        """Seconds of `count` steps, or of a part of them by itself."""
+        """Seconds of a step, or of a part of it by itself: the mean of `count`, after one that is not timed.
+
+        Where others ran meanwhile, the first takes up to half as long again.
+        """
         run: Callable[[], Any] = {
             "step": self.step,
             "input": self.fetch,
@@ -110,12 +118,16 @@ class _Baseline:
         }[what]
         if what == "update":  # with gradients of zero, as the same ones over and over would ruin the weights
             self.optimizer.zero_grad(set_to_none=False)
+        run()
         self._wait()
         began = time.perf_counter()
         for _ in range(count):
             run()
         self._wait()
-        return time.perf_counter() - began
+        seconds = (time.perf_counter() - began) / count
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for the others, whose memory it is too
+        return seconds
 
     def peak(self) -> int | None:
         """Bytes that a step takes at most.
@@ -130,13 +142,18 @@ class _Baseline:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            self.time("step", 1)
+            self.single_step()
+            self._wait()
             return torch.cuda.max_memory_allocated()
-        return peak.resident(self.step)
+        return peak.resident(self.single_step)
 
     def step(self) -> None:
         """A whole step: batch, views, gradient, update."""
         self.train(*self.make_views(self.fetch()))
+
+    def single_step(self) -> None:
+        """A step that no other follows."""
+        self.step()
 
     def train(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """Gradient and update; returns the loss, a scalar on the device."""
@@ -211,15 +228,19 @@ class Loaded(_Baseline):
         Steps and loader are timed in the middle of a stream of batches: at both ends the workers have as
         many batches ready as they would have in a long run. At the end all is used up, so that workers do
         nothing while others are timed.
+
+        Workers that are the bottleneck deliver in bursts, one batch of each: `count` becomes a multiple of
+        their number, at least twice it. Of a single step after such a burst, 16 workers seemed 14 times as
+        slow as they are.
         """
         if what == "input":
-            return count * self._waited
+            return self._waited
         if what not in ("step", "views"):
-            if "views" not in self._kept:
-                self._open(1)
             return super().time(what, count)
         run = self.step if what == "step" else self.fetch
-        ahead = _PREFETCH * self._workers
+        ahead = max(1, _PREFETCH * self._workers)
+        if self._workers:
+            count = max(2, -(-count // self._workers)) * self._workers
         self._open(count + 2 * ahead)
         for _ in range(ahead):
             run()
@@ -229,19 +250,20 @@ class Loaded(_Baseline):
         for _ in range(count):
             run()
         self._wait()
-        seconds = time.perf_counter() - began
+        seconds = (time.perf_counter() - began) / count
         self._waited /= count
         for _ in self._batches:
             pass
         return seconds
 
-    def peak(self) -> int | None:
-        """As ever; what the workers take is not counted."""
-        self._open(2)
-        found = super().peak()
-        for _ in self._batches:
-            pass
-        return found
+    def single_step(self) -> None:
+        """A step with its batch, the only one that is made."""
+        self._open(1)
+        self.step()
+
+    def _views(self) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+        self._open(1)
+        return super()._views()
 
     def _open(self, batches: int) -> None:
         self._order.count = batches
@@ -274,10 +296,12 @@ class Loaded(_Baseline):
 
 
 class Resident(_Baseline):
-    """As an expert would: images and Kornia on the device, channels last; on a GPU compiled, and bf16.
+    """As an expert would: images and Kornia on the device, channels last, compiled views; on a GPU bf16.
 
-    On a CPU `torch.compile` gains nothing: a ResNet-18's gradient for 32 views of 32 pixels takes 1.1 s with
-    it and without, on one core, as the convolutions are the same, and 35 to 100 s to compile.
+    `torch.compile` makes one program of all views, for which the jitter has a fixed order: with a drawn one
+    it would be 13. Of a gradient it gains nothing on a CPU, and is left to GPUs: a ResNet-18's for 32 views
+    of 32 pixels takes 1.1 s with it and without, on one core, as the convolutions are the same, and 35 to
+    100 s to compile.
 
     Crop and flip are one bilinear sampling of the canvas, as Kornia's crop takes the images one by one, or
     by a perspective transform (measured on two cores, 32 images of 160 pixels to 128: 19 ms, against 355
@@ -289,15 +313,22 @@ class Resident(_Baseline):
     def __init__(self, task: Task, images: Images):
         """Puts the images on the device."""
         super().__init__(task, images, fused=True)
-        torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._canvas = torch.from_numpy(np.load(images.canvas)).to(self.device)
         self._extent = torch.from_numpy(np.array(images.extent)).float().to(self.device)
         self._label = torch.from_numpy(np.array(images.label)).long().to(self.device)
-        self._colors = peers.kornia_colors(task.config["views"], task.blur_kernel)
-        self._compiled = torch.compile(self._forward) if self.device.type == "cuda" else self._forward
+        self._colors = peers.kornia_colors(task.config["views"], task.blur_kernel, jitter_order=(0, 1, 2, 3))
+        self._views_program = Compiled(self._all_views)
+        self._loss_program = Compiled(self._forward) if self.device.type == "cuda" else self._forward
         self._order, self._at = torch.empty(0), 0
+
+    def start(self) -> dict[str, Any]:
+        """As ever, and `uncompiled`, why, where PyTorch could not compile something."""
+        found = super().start()
+        programs = (self._views_program, self._loss_program)
+        problems = [one.problem for one in programs if isinstance(one, Compiled) and one.problem]
+        return found | ({"uncompiled": problems[0]} if problems else {})
 
     def fetch(self) -> Any:
         """The next images [B, 3, S, S] uint8, their extents and labels."""
@@ -309,22 +340,50 @@ class Resident(_Baseline):
 
     @torch.no_grad()
     def make_views(self, batch: Any) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
-        """All views at once, with parameters of its own for each image; Kornia's jitter draws one order."""
+        """All views at once, with parameters of its own for each image."""
         canvas, extent, labels = batch
+        return self._views_program(canvas, extent), labels
+
+    def _all_views(self, canvas: torch.Tensor, extent: torch.Tensor) -> Sequence[torch.Tensor]:
         options = self.task.config["views"]
         count = options["count"]
         images = (canvas.float() / 255).repeat(count, 1, 1, 1)
         views = crop_and_flip(images, extent.repeat(count, 1), options)
         for operation in self._colors:
             views = operation(views)
-        return views.contiguous(memory_format=torch.channels_last).chunk(count), labels
+        return views.contiguous(memory_format=torch.channels_last).chunk(count)
 
     def gradient(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """The loss, whose gradient it leaves at the parameters."""
         self.optimizer.zero_grad()
-        loss = self._compiled(views, labels)
+        loss = self._loss_program(views, labels)
         loss.backward()
         return loss.detach()
+
+
+class Compiled:
+    """A function by `torch.compile`, anew in each process; as it is where it cannot be compiled.
+
+    Attributes:
+      problem: why it could not be, as without a C++ compiler; empty where it was compiled.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        """Compiles with the first call."""
+        inductor.force_disable_caches = True
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
+        self._function = function
+        self._compiled = torch.compile(function, fullgraph=True)
+        self.problem = ""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns."""
+        if not self.problem:
+            try:
+                return self._compiled(*arguments)
+            except TorchDynamoException as error:
+                self.problem = apart.reason(error)
+        return self._function(*arguments)
 
 
 def crop_and_flip(images: torch.Tensor, extent: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:

@@ -8,13 +8,15 @@
     --frameworks=ours,torchvision,kornia
                           whom to measure, see below
     --batch=0             images a step; 0: each workload's own, a smaller one on a CPU
-    --steps=0             timed steps of a turn, after one that is not; 0: about a second's worth
+    --steps=0             timed steps of a turn, after one that is not; 0: about a second's worth; of
+                          torchvision at least two batches of each worker
     --repeats=5           timed turns of each
     --out=FILE.json       all figures, with versions, hardware, date, commit and configs
 
 ours         the compiled step of `simclr_jax.train`
 torchvision  PyTorch as people write it: PIL images in the workers of a DataLoader; fp16 on a GPU
-kornia       PyTorch as an expert would: images and views on the device; on a GPU torch.compile and bf16
+kornia       PyTorch as an expert would: images and compiled views on the device, channels last, a fused
+             optimizer; on a GPU all of it compiled, and bf16
 
 logistic is a fit of a linear classifier on embeddings, of torchvision in batches with AdamW, of kornia with
 L-BFGS on all of them.
@@ -107,35 +109,31 @@ def measure(workers: Workers, *, batch: int, steps: int, repeats: int) -> dict[s
     """Times the steps of each framework, and their parts, in turns, and measures their memory.
 
     Args:
-      workers: by framework; who fails at its first step is left out of the rest.
+      workers: by framework; who fails is left out of the rest.
       batch: images a step.
       steps: of a turn; 0 for about a second's worth.
       repeats: turns of each.
 
     Returns:
       By framework the figures for JSON: what `start` tells, `peak_bytes`, `steps_a_turn`, `ms` a step,
-      `images_per_second`, and by part the medians `parts_ms`; or `not_run`, why.
+      `images_per_second`, and by part the medians `parts_ms`; or `not_run`, why, and the `traceback`.
     """
+    group = apart.Group(workers)
     figures: dict[str, dict[str, Any]] = {}
     counts: dict[tuple[str, str], int] = {}
-    for name, worker in workers.items():
-        try:
-            figures[name] = worker.ask("start") | {"peak_bytes": worker.ask("peak")}
-            for what in ("step", *PARTS):
-                counts[name, what] = _count(what, worker.ask("time", what, 1), steps)
-        except apart.WorkerError as error:
-            figures[name] = {"not_run": str(error).strip().splitlines()[-1]}
-            counts = {key: count for key, count in counts.items() if key[0] != name}
-
-    def timed(name: str, what: str, count: int) -> float:
-        # Where others ran meanwhile, the first step takes up to half as long again.
-        workers[name].ask("time", what, 1)
-        return workers[name].ask("time", what, count) / count
-
+    for name in workers:
+        figures[name] = {**(group.ask(name, "start") or {}), "peak_bytes": group.ask(name, "peak")}
+        for what in ("step", *PARTS):
+            seconds = group.time(name, what, 1)
+            if name not in group.failed:
+                counts[name, what] = _count(what, seconds, steps)
     times = timing.told_in_turns(
-        {key: functools.partial(timed, *key, count) for key, count in counts.items()}, repeats
+        {key: functools.partial(group.time, *key, count) for key, count in counts.items()}, repeats
     )
-    for name in {name: None for name, _ in counts}:
+    for name in workers:
+        if name in group.failed:
+            figures[name] = group.not_run(name)
+            continue
         step = times[name, "step"]
         rates = timing.Times(tuple(batch / seconds for seconds in step.seconds))
         parts = {part: round(1000 * times[name, part].median, 4) for part in PARTS}
@@ -208,6 +206,8 @@ def table(figures: Mapping[str, Any]) -> Table:
             notes.append(f"{name} was not run: {one['not_run']}")
         elif "threads" in one and figures["on_cpu"]:
             notes.append(f"{name} is fastest with {one['threads']} of {timing.cores()} threads")
+        if "uncompiled" in one:
+            notes.append(f"{name} could not be compiled: {one['uncompiled']}")
     return Table(
         f"{figures['name']}: {figures['about']}, {figures['side']} pixels, batch {batch}, {figures['dtype']}",
         ("", *_COLUMNS),
@@ -331,12 +331,12 @@ def _preface(figures: Mapping[str, Any], frameworks: Sequence[str]) -> list[str]
     rates = ", ".join(
         f"{dtype} {rate / 1e9:,.0f}" for dtype, rate in figures["product_flops_per_second"].items()
     )
-    precision = ("float32",) * 3 if on_cpu else ("bfloat16", "fp16 autocast", "compiled, bf16 autocast")
+    precision = ("float32",) * 3 if on_cpu else ("bfloat16", "fp16 autocast", "all compiled, bf16 autocast")
     copied = figures["copy_bytes_per_second"] / 1e9
     said = {
         OURS: f"simclr_jax, the compiled step of a run, {precision[0]}",
         "torchvision": f"PyTorch, torchvision on PIL images in {cores} DataLoader workers, {precision[1]}",
-        "kornia": f"PyTorch, images and Kornia's views on the device, {precision[2]}",
+        "kornia": f"PyTorch, images and Kornia's views, compiled, on the device, {precision[2]}",
         "floor": f"products at {rates} GFLOP/s (of {figures['product_side']} rows and columns), or bytes at",
         "": f"  {copied:,.1f} GB/s of a copy: views, maps that the gradient needs, weights, optimizer",
         "input": "ms, by itself: images to the device; of torchvision what a step waits for its batch",
