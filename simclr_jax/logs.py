@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from simclr_jax import hosts, paths
+from simclr_jax import __version__, hosts, paths
 
 _torch_is_unloaded = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
 try:  # tensorboardX imports PyTorch wherever it is installed: seconds, and a CUDA context
@@ -35,8 +35,9 @@ def say(text: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a run learns."""
-    return {name: importlib.metadata.version(name) for name in ("simclr_jax", "jax", "flax", "optax")}
+    """Of the packages that decide what a run learns; this one may run where it is not installed."""
+    others = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    return {"simclr_jax": __version__, **others}
 
 
 def write_json(path: paths.Path, value: Any) -> None:

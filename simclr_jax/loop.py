@@ -52,7 +52,8 @@ class Meter:
         self._window = [0, 0.0]  # steps and seconds since the last log
         self._whole = [0, 0.0]  # steps and seconds of this process
         self._began = time.monotonic() - seconds
-        self._resumed_at = time.monotonic()
+        self._resumed_at = self._ended_at = time.monotonic()
+        self.step_seconds: float | None = None  # of the call that ended last
         self.latest: dict[str, float] = {}
 
     @property
@@ -75,6 +76,7 @@ class Meter:
         """Notes a dispatched call, and waits for the one before it: one runs, one stands ready."""
         if self._pending:
             jax.block_until_ready(self._pending[-1][1])
+            self._note_end()
         self._pending.append((count, metrics))
         self._step += count
 
@@ -92,6 +94,7 @@ class Meter:
             return
         metrics = jax.device_get([metrics for _, metrics in self._pending])
         if timed:
+            self._note_end()
             elapsed = time.monotonic() - self._resumed_at
             for totals in (self._window, self._whole):
                 totals[0] += self._step - self._synced_step
@@ -108,6 +111,12 @@ class Meter:
                 )
         self._synced_step = self._step
         self.resume()
+
+    def _note_end(self) -> None:
+        """Of the last call added, before which the device did the one before it, or nothing."""
+        now = time.monotonic()
+        self.step_seconds = (now - max(self._resumed_at, self._ended_at)) / self._pending[-1][0]
+        self._ended_at = now
 
     def resume(self) -> None:
         """Ends a pause: what happened since the last `sync` was not training."""
@@ -183,7 +192,6 @@ def fit(
         milestones = _milestones(step, log_every_steps, evaluate_every_steps)
         count = min(call_steps, min(total_steps, *milestones) - step)
         with around_call(step):
-            began = time.monotonic()
             arrays, indices = batches.call(step, count)
             # The first call compiles, for up to minutes, and all that a kill would lose is this call.
             with stop.paused() if step == first_step else contextlib.nullcontext():
@@ -191,9 +199,6 @@ def fit(
             meter.add(count, metrics)
         if step == first_step:
             meter.sync(timed=False)
-        else:
-            pace = max((time.monotonic() - began) / count, 1e-6)
-            call_steps = int(np.clip(_CALL_SECONDS / pace, 1, batches.steps_per_call))
         step += count
 
         if step % log_every_steps == 0 or step == total_steps:
@@ -208,6 +213,9 @@ def fit(
             known |= evaluate(state)  # of this step only, so not among the latest
         checkpoints.raise_if_failed()
         due = time.monotonic() - saved_at >= checkpoint_seconds and not checkpoints.writing
+        if meter.step_seconds is not None:
+            wanted = _CALL_SECONDS / max(meter.step_seconds, 1e-6)
+            call_steps = int(np.clip(wanted, 1, batches.steps_per_call))
         # Looked at once, so that what ends the loop has been saved.
         call_steps, stopping, due = agree([call_steps, bool(stop), due])
         if evaluated or stopping or due:

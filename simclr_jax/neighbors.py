@@ -24,7 +24,8 @@ _SPARE = 2  # groups taken beyond k, so that few queries are in doubt
 _BUFFER = 2**24  # scores in memory at once, 64 MB, which decide how many queries a product takes
 _GATHERED = 2**20  # numbers of gathered rows in memory at once
 _SAMPLED = 16  # one row in as many gives the origin
-_QUERIES = 2**14  # searched for at once
+_QUERIES = 2**14  # searched for at once, of which so many numbers, 0.5 GB:
+_QUERY_NUMBERS = 2**27
 _TOO_LARGE = 1e150  # for float64 to hold its square
 _NOWHERE = np.iinfo(np.int32).max
 
@@ -52,7 +53,8 @@ def nearest(
     mean of the bank, gives scores with an error bound (Higham, Accuracy and Stability of Numerical
     Algorithms, 2002, section 3.1); the distances of the best candidates are computed again in float64; and
     queries for which a row beyond the candidates could still be nearer, by that bound, are searched for once
-    more in float64 throughout.
+    more in float64 throughout. A TPU has no float64: its compiler makes one of two float32, with about 46
+    bits and float32's range.
 
     The bank may be larger than the device's memory, such as a memory-mapped file: it is sent in parts of
     `part_mb`, each split over the devices of this process. Beside the arguments and the result a device
@@ -92,8 +94,9 @@ def nearest(
     search = partial(_search, bank=bank, parts=parts, k=k, metric=metric, mesh=mesh)
     found: list[_Found] = []
     with jax.enable_x64(True):
-        for start in range(0, len(queries), _QUERIES):
-            rows = queries[start : start + _QUERIES]
+        at_once = min(_QUERIES, max(1, _QUERY_NUMBERS // queries.shape[1]))
+        for start in range(0, len(queries), at_once):
+            rows = queries[start : start + at_once]
             block = search(rows, dtype=jnp.float32)
             doubtful = np.flatnonzero(block.squared[:, -1] >= block.bound)
             if len(doubtful):

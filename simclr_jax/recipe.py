@@ -339,25 +339,26 @@ def abstract_batches(
     side, batch_size = config.data.canvas_size, config.train.batch_size
     everywhere, over = meshes.replicated(mesh), meshes.split(mesh)
 
-    def shapes(count: int, images: Sharding, rest: Sharding) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def shapes(canvas: tuple[int, ...], images: Sharding, rest: Sharding) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (
-            jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8, sharding=images),
-            jax.ShapeDtypeStruct((count, 2), jnp.int32, sharding=rest),
-            jax.ShapeDtypeStruct((count,), jnp.int32, sharding=rest),
+            jax.ShapeDtypeStruct(canvas, jnp.uint8, sharding=images),
+            jax.ShapeDtypeStruct((canvas[0], 2), jnp.int32, sharding=rest),
+            jax.ShapeDtypeStruct((canvas[0],), jnp.int32, sharding=rest),
         )
 
     calls = jax.ShapeDtypeStruct((_LOOP_STEPS, batch_size), jnp.int32, sharding=meshes.split(mesh, 1))
-    match _residency(config, images * side**2 * 3, mesh):
+    image_bytes = side**2 * 3
+    match _residency(config, images * image_bytes, mesh):
         case "replicated":
-            return shapes(images, everywhere, everywhere), batches.fetch, calls
+            return shapes((images, image_bytes), everywhere, everywhere), batches.fetch, calls
         case "split":
             return (
-                shapes(images + -images % mesh.size, over, everywhere),
+                shapes((images + -images % mesh.size, image_bytes), over, everywhere),
                 partial(batches.fetch_split, mesh=mesh),
                 calls,
             )
     one = jax.ShapeDtypeStruct((1, batch_size), jnp.int32, sharding=meshes.split(mesh, 1))
-    return shapes(batch_size, over, over), batches.StreamedBatches.fetch, one
+    return shapes((batch_size, side, side, 3), over, over), batches.StreamedBatches.fetch, one
 
 
 def _residency(config: Config, pack_bytes: int, mesh: Mesh) -> str:

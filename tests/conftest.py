@@ -3,6 +3,8 @@
 import contextlib
 import os
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # on a machine with a GPU or TPU too
+
 import jax
 import pytest
 from etils.epath import backend, gpath

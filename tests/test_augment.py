@@ -400,6 +400,15 @@ def test_the_three_forms_make_the_same_views(options):
         assert np.mean(difference) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["fast", "plain"])
+def test_on_accelerators_products_have_all_digits(form):
+    """By default a GPU would multiply with ten bits, a TPU with eight."""
+    views = jax.jit(functools.partial(augment.random_views, count=1, form=form, **OPTIONS))
+    text = views.trace(*make_batch(2)).lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]
+    assert len(products) >= 4 and all("HIGHEST, " in line or "HIGHEST>" in line for line in products)
+
+
 def test_bfloat16_views_are_near_float32_views():
     batch = make_batch(64)
     accelerated = functools.partial(accelerator_views, solarize=0, **UNNORMALIZED)

@@ -1,10 +1,11 @@
+import importlib.metadata
 import json
 
 import numpy as np
 from PIL import Image
 
-from simclr_jax import paths
-from simclr_jax.logs import MetricsFile, RunLog, read_metrics, write_json, write_projector
+from simclr_jax import __version__, paths
+from simclr_jax.logs import MetricsFile, RunLog, read_metrics, versions, write_json, write_projector
 
 
 def test_going_on_drops_what_was_logged_beyond_the_checkpoint(tmp_path):
@@ -15,6 +16,19 @@ def test_going_on_drops_what_was_logged_beyond_the_checkpoint(tmp_path):
     metrics.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10, 20]
     assert [record["step"] for record in metrics.records] == [0, 10, 20]
+
+
+def test_versions_are_told_where_this_package_is_not_installed(monkeypatch):
+    """As on a machine without a network that runs a checkout."""
+    installed = importlib.metadata.version
+
+    def version(name):
+        if name == "simclr_jax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert versions() == {"simclr_jax": __version__} | {n: installed(n) for n in ("jax", "flax", "optax")}
 
 
 def test_json_is_moved_into_place(tmp_path):

@@ -19,7 +19,8 @@ from simclr_jax.training import TrainState
 
 
 class Batches:
-    steps_per_call = 1
+    def __init__(self, steps_per_call=1):
+        self.steps_per_call = steps_per_call
 
     def call(self, step, count):
         return (), jnp.zeros((1, 1), jnp.int32)
@@ -55,7 +56,9 @@ class Checkpoints:
         self.waited = True
 
 
-def fit(stop, checkpoints, *, steps=6, every=0, seconds=0.0, evaluate=None, run_steps=None):
+def fit(
+    stop, checkpoints, *, steps=6, every=0, seconds=0.0, evaluate=None, run_steps=None, at_once=1, log_every=1
+):
     log: Any = Log()
 
     def count(state, arrays, indices, count):
@@ -65,11 +68,11 @@ def fit(stop, checkpoints, *, steps=6, every=0, seconds=0.0, evaluate=None, run_
         state = loop.fit(
             TrainState(jnp.int32(0), {}, {}, ()),
             total_steps=steps,
-            batches=Batches(),
+            batches=Batches(at_once),
             run_steps=run_steps or count,
             evaluate=evaluate or (lambda state: {"accuracy": 0.5}),
             evaluate_every_steps=every,
-            log_every_steps=1,
+            log_every_steps=log_every,
             checkpoint_seconds=seconds,
             meter=loop.Meter(1, step=0, seconds=0.0),
             log=log,
@@ -167,6 +170,42 @@ def test_during_the_first_call_a_signal_has_its_effect_at_once():
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert calls == [1]
+
+
+@pytest.mark.parametrize(("step_seconds", "most"), [(0.01, 50), (0.5, 2), (3.0, 1)])
+def test_a_call_takes_about_a_second_on_a_device_that_is_not_waited_for(monkeypatch, step_seconds, most):
+    """It works through calls in turn; the host dispatches each in a millisecond, and logs every 50 steps."""
+    now = free_at = 1000.0
+
+    class Later:
+        """The metrics of a call, which are there at some time."""
+
+        def __init__(self, at, count):
+            self.at, self.count = at, count
+
+        def block_until_ready(self):
+            nonlocal now
+            now = max(now, self.at)
+            return self
+
+        def __array__(self, dtype=None, copy=None):
+            self.block_until_ready()
+            return np.ones(self.count, np.float32)
+
+    calls = []
+
+    def run_steps(state, arrays, indices, count):
+        nonlocal now, free_at
+        calls.append(count)
+        now += 0.001
+        free_at = max(now, free_at) + count * step_seconds
+        state = state.replace(step=state.step + count)
+        return state, {"loss": Later(free_at, count), "update_norm": Later(free_at, count)}
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    fit(StopRequest(), Checkpoints(), run_steps=run_steps, steps=200, seconds=1e9, at_once=64, log_every=50)
+    assert sum(calls) == 200 and max(calls) == most
+    assert len(calls) <= 200 / most + 3 + 200 / 50  # few shorter ones: at the start, and around each log
 
 
 LEAVING = """

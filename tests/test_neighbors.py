@@ -56,13 +56,25 @@ def test_edges_of_tiles_and_blocks(count, bank_count, k, metric):
 
 @METRICS
 @pytest.mark.parametrize("k", [1, 30])
-def test_parts_of_the_bank_give_the_same(monkeypatch, k, metric):
-    monkeypatch.setattr(neighbors, "_QUERIES", 40)
+@pytest.mark.parametrize("limit", [{"_QUERIES": 40}, {"_QUERY_NUMBERS": 5 * 40}])
+def test_parts_of_the_bank_and_the_queries_give_the_same(monkeypatch, limit, k, metric):
+    asked = []
+
+    def search(queries, **options):
+        if options["dtype"] == jnp.float32:
+            asked.append(len(queries))
+        return whole_search(queries, **options)
+
+    whole_search = neighbors._search
+    for name, value in limit.items():
+        monkeypatch.setattr(neighbors, name, value)
+    monkeypatch.setattr(neighbors, "_search", search)
     queries, bank = rows(100, 5, 0), rows(3003, 5, 1)
     whole = nearest(queries, bank, k, metric)
     for other in (bank, jnp.asarray(bank)):
         for expected, found in zip(whole, nearest(queries, other, k, metric, part_mb=PART), strict=True):
             np.testing.assert_array_equal(found, expected)
+    assert asked[:3] == [40, 40, 20]
 
 
 def test_k_beyond_a_part_and_a_device():
