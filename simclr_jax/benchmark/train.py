@@ -348,7 +348,7 @@ def _preface(figures: Mapping[str, Any], frameworks: Sequence[str]) -> list[str]
         + (
             "growth of the resident set of its process, the loader's workers not counted"
             if on_cpu
-            else "on the device, images and weights included"
+            else "on the device, images and weights included; of ours with what the compiler tried"
         ),
         "of rate": "FLOPs of a step without its views, over its time, as a share of the rate of products",
     }
