@@ -10,6 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from simclr_jax import paths
 from simclr_jax.data.sources import cache_dir
 from simclr_jax.errors import UserError, disk_trouble
 
@@ -104,4 +105,8 @@ def _parse(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
 def _keep_compilations() -> None:
     """Keeps compiled programs between runs, in the user's cache, unless JAX was told where or not to."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        folder = cache_dir() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        if paths.is_remote(folder):
+            # What XLA tried for a GPU would be kept too, by pathlib, in a folder "gs:" beside the run's.
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

@@ -4,11 +4,12 @@ import os
 import pathlib
 
 import fsspec
+import jax
 import numpy as np
 import pytest
 from fsspec.registry import _registry, known_implementations
 
-from simclr_jax import ablate, checkpoints, paths, torchvision_weights, train
+from simclr_jax import ablate, checkpoints, command, paths, torchvision_weights, train
 from simclr_jax.config import default_config
 from simclr_jax.errors import UserError
 from simclr_jax.interrupt import StopRequest
@@ -25,6 +26,21 @@ def test_local_text_is_a_local_path_with_home_expanded(monkeypatch):
         path = paths.parse(text)
         assert path == pathlib.Path(expected) and not paths.is_remote(path)
     assert paths.absolute(paths.parse("a")) == pathlib.Path.cwd() / "a"
+
+
+@pytest.mark.parametrize(("cache", "of_xla"), [("/cache", "as before"), ("gs://bucket/cache", "none")])
+def test_compilations_are_kept_remotely_without_what_only_a_disk_can_hold(bucket, monkeypatch, cache, of_xla):
+    monkeypatch.setenv("SIMCLR_JAX_CACHE", cache)
+    named = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = [jax.config.values[name] for name in named]
+    try:
+        for name, value in zip(named, (None, "as before"), strict=True):
+            jax.config.update(name, value)
+        command._keep_compilations()
+        assert [jax.config.values[name] for name in named] == [f"{cache}/xla", of_xla]
+    finally:
+        for name, value in zip(named, before, strict=True):
+            jax.config.update(name, value)
 
 
 def test_a_remote_path_keeps_its_address(bucket):
