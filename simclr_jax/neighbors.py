@@ -24,8 +24,8 @@ _SPARE = 2  # groups taken beyond k, so that few queries are in doubt
 _BUFFER = 2**24  # scores in memory at once, 64 MB, which decide how many queries a product takes
 _GATHERED = 2**20  # numbers of gathered rows in memory at once
 _SAMPLED = 16  # one row in as many gives the origin
-_QUERIES = 2**14  # searched for at once, of which so many numbers, 0.5 GB:
-_QUERY_NUMBERS = 2**27
+_QUERIES = 2**14  # searched for at once, or as many as have
+_QUERY_NUMBERS = 2**27  # numbers, 0.5 GB: of raw pixels at 224 they would be 10
 _TOO_LARGE = 1e150  # for float64 to hold its square
 _NOWHERE = np.iinfo(np.int32).max
 
