@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import paths
+from simclr_jax import kept_memory, paths
 from simclr_jax.data.sources import cache_dir
 from simclr_jax.errors import UserError, disk_trouble
 
@@ -43,6 +43,7 @@ def run(
     try:
         _parse(argv, flag_values)
         _keep_compilations()
+        kept_memory.by_jax()
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -58,6 +58,10 @@ CASES = {
     "stem": (6, (96, 64), 3, 64, 7, 2),
     "narrow stem": (6, (40, 40), 3, 32, 7, 2),
     "odd stem": (2, (33, 32), 3, 64, 7, 2),
+    "stem of small images": (6, (32, 32), 3, 64, 3, 1),
+    "stem of small images in parts": (60, (32, 30), 3, 32, 3, 1),
+    "deep stem": (4, (33, 30), 3, 32, 3, 2),
+    "images pixelwise": (4, (8, 7), 3, 32, 1, 1),
 }
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from simclr_jax import config as configs
-from simclr_jax import footprint, gradients, recipe, rehearsal, training
+from simclr_jax import footprint, gradients, kept_memory, recipe, rehearsal, training
 from simclr_jax import mesh as meshes
 from simclr_jax.benchmark import peak, timing
 from simclr_jax.benchmark.task import Images
@@ -67,6 +67,7 @@ class Ours:
 
     def __init__(self, config: Config, images: Images, class_names: tuple[str, ...]):
         """Compiles the step for the first device of this machine."""
+        kept_memory.by_jax()  # as every command does
         pack = Pack(images.open_canvas(), images.extent, images.label, class_names, "images", 0)
         with timing.no_kept_compilations():
             self.steps = Steps(config, pack, one_device())

@@ -2,10 +2,10 @@
 
 By XLA's convolutions a ResNet's step on a CPU takes up to twice as long as PyTorch's. There, in float32,
 those with a 3x3 kernel of stride 1, most of a ResNet's, are computed by `winograd`, those of stride 2 by
-`patches`, the first by `stem`, those of maps too small for `winograd` by `taps`, as are, in any type, those
-of maps smaller than their kernel: most as products of matrices. With few channels XLA's are as fast, but for
-the gradient of the kernel. Results are those of the definition to 1e-5 of their standard deviation. What was
-measured, and what else was tried: docs/performance.md.
+`patches`, those of images by `stem`, those of maps too small for `winograd` by `taps`, as are, in any type,
+those of maps smaller than their kernel: most as products of matrices. With few channels XLA's are as fast,
+but for the gradient of the kernel. Results are those of the definition to 1e-5 of their standard deviation.
+What was measured, and what else was tried: docs/performance.md.
 """
 
 import functools
@@ -87,7 +87,7 @@ def _cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return winograd.convolve(x, kernel)
     if _suits_patches(kernel, stride, _LEAST_CHANNELS):
         return patches.convolve(x, kernel)
-    if _is_stem(x, kernel, stride) and kernel.shape[3] <= _MOST_CHANNELS_OF_STEM_BLOCKS:
+    if _suits_blocks(x, kernel, stride):
         return stem.convolve(x, kernel)
     return _plain(x, kernel, stride)
 
@@ -106,8 +106,8 @@ def _cpu_gradients(
     elif _suits_patches(kernel, stride, _LEAST_CHANNELS_OF_GRADIENT):
         of_input = patches.input_gradient(x, kernel, cotangent)
         of_kernel = patches.kernel_gradient(x, cotangent)
-    elif _is_stem(x, kernel, stride) and kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM_GRADIENT:
-        of_kernel = stem.kernel_gradient(x, cotangent)
+    elif _is_of_images(kernel, stride) and kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM_GRADIENT:
+        of_kernel = stem.kernel_gradient(x, cotangent, len(kernel), stride)
     elif len(kernel) == 1 and x.dtype == jnp.float32:
         of_kernel = product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
     return of_input, of_kernel
@@ -137,6 +137,11 @@ def _is_wide(kernel: jax.Array, least: int) -> bool:
     return min(kernel.shape[2:]) >= least and kernel.dtype == jnp.float32
 
 
-def _is_stem(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+def _suits_blocks(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
-    return (len(kernel), stride) == (7, 2) and even and kernel.dtype == jnp.float32
+    narrow = kernel.shape[3] <= _MOST_CHANNELS_OF_STEM_BLOCKS
+    return (len(kernel), stride) == (7, 2) and even and narrow and kernel.dtype == jnp.float32
+
+
+def _is_of_images(kernel: jax.Array, stride: int) -> bool:
+    return len(kernel) > stride and kernel.shape[2] == 3 and kernel.dtype == jnp.float32
