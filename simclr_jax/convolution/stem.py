@@ -57,8 +57,8 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, side: int, stride: int) 
 def _patches(x: jax.Array, side: int, stride: int, height: int, width: int) -> jax.Array:
     """What each pixel of the kernel meets: [side, side, C, N, height, width].
 
-    Channel by channel whole rows of the image are copied. Pixel by pixel, with three numbers at a time, the
-    gradient for 32 images of 128 pixels and 64 channels out takes 35 ms instead of 23.
+    Channel by channel whole rows of the image are copied. Pixel by pixel, 12 numbers of a block at a time,
+    the gradient for 32 images of 128 pixels and 64 channels out takes 35 ms instead of 23.
     """
     half = side // 2
     n, tall, wide, channels = x.shape
