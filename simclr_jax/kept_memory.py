@@ -17,7 +17,7 @@ def by_jax() -> None:
 
     Only the main thread can keep pieces of more than 64 MB, so that it has to run the programs itself. A call
     then returns when it has ended, which costs 2 ms where the next would have been prepared meanwhile, and
-    gains 9 to 14 % of a step from 100 MB on.
+    gains 6 to 14 % of a step from 100 MB on.
     """
     import jax
 

@@ -143,6 +143,8 @@ def test_other_types_and_platforms_get_the_convolution():
         ("stride, few channels", 3),
         ("stride, narrow", 1),
         ("narrow stem", 2),
+        ("stem of small images", 2),
+        ("deep stem", 2),
     ],
 )
 def test_with_few_channels_only_what_gains_by_it_is_not_xlas(case, count):

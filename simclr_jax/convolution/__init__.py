@@ -106,7 +106,7 @@ def _cpu_gradients(
     elif _suits_patches(kernel, stride, _LEAST_CHANNELS_OF_GRADIENT):
         of_input = patches.input_gradient(x, kernel, cotangent)
         of_kernel = patches.kernel_gradient(x, cotangent)
-    elif _is_of_images(kernel, stride) and kernel.shape[3] >= _LEAST_CHANNELS_OF_STEM_GRADIENT:
+    elif _suits_stem(kernel, stride):
         of_kernel = stem.kernel_gradient(x, cotangent, len(kernel), stride)
     elif len(kernel) == 1 and x.dtype == jnp.float32:
         of_kernel = product_of_rows(x[:, ::stride, ::stride], cotangent)[None, None]
@@ -143,5 +143,7 @@ def _suits_blocks(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     return (len(kernel), stride) == (7, 2) and even and narrow and kernel.dtype == jnp.float32
 
 
-def _is_of_images(kernel: jax.Array, stride: int) -> bool:
-    return len(kernel) > stride and kernel.shape[2] == 3 and kernel.dtype == jnp.float32
+def _suits_stem(kernel: jax.Array, stride: int) -> bool:
+    side, _, channels, out = kernel.shape
+    wide = out >= _LEAST_CHANNELS_OF_STEM_GRADIENT
+    return side > stride and channels == 3 and wide and kernel.dtype == jnp.float32

@@ -27,7 +27,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     def compute(x: jax.Array) -> jax.Array:
         return (_patches(x) @ weights).reshape(-1, height, width, weights.shape[1])
 
-    return parts.put_together(compute, _count(len(x), height * width, len(weights)), x)
+    return parts.put_together(compute, number_of_parts(len(x), height * width, len(weights)), x)
 
 
 def input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ def input_gradient(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax
         even = jnp.stack(pixels, 2).reshape(-1, 2 * tall, 2 * wide, channels)
         return even[:, :height, :width]
 
-    return parts.put_together(compute, _count(len(x), tall * wide, len(weights)), cotangent)
+    return parts.put_together(compute, number_of_parts(len(x), tall * wide, len(weights)), cotangent)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
 
     n, height, width, out = cotangent.shape
     channels = x.shape[3]
-    count = _count(n, height * width, 9 * channels)
+    count = number_of_parts(n, height * width, 9 * channels)
     return parts.add_up(compute, count, x, cotangent).T.reshape(3, 3, channels, out)
 
 
@@ -80,8 +80,8 @@ def _patches(x: jax.Array) -> jax.Array:
     return jnp.concatenate([part.reshape(-1, x.shape[3]) for part in slices], -1)
 
 
-def _count(images: int, pixels: int, patch: int) -> int:
-    """The number of parts, for so many patches an image of so many numbers each."""
+def number_of_parts(images: int, pixels: int, patch: int) -> int:
+    """In how many parts to compute images of so many patches each, of so many numbers."""
     return parts.number_of_parts(images, images * pixels * patch, _PART_BYTES)
 
 

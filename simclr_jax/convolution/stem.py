@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.convolution import parts
-
-_PART_BYTES = 1 << 22  # of patches
+from simclr_jax.convolution import parts, patches
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -47,10 +45,10 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, side: int, stride: int) 
     channels = x.shape[3]
 
     def compute(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-        patches = _patches(x, side, stride, height, width)
-        return patches.reshape(side * side * channels, -1) @ cotangent.reshape(-1, out)
+        met = _patches(x, side, stride, height, width)
+        return met.reshape(side * side * channels, -1) @ cotangent.reshape(-1, out)
 
-    count = parts.number_of_parts(n, n * height * width * side * side * channels, _PART_BYTES)
+    count = patches.number_of_parts(n, height * width, side * side * channels)
     return parts.add_up(compute, count, x, cotangent).reshape(side, side, channels, out)
 
 
